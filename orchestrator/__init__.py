@@ -1,0 +1,3 @@
+"""Ray-distributed vLLM replicas that start fast."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,84 @@
+"""The Ray cluster under a run: start one of our own, or join one; leave nothing of ours behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+import ray
+
+from orchestrator.config import ClusterConfig, ClusterKind
+from orchestrator.errors import ConfigError
+from orchestrator.plan import ClusterShape, Node
+
+
+def local_shape(cluster: ClusterConfig) -> ClusterShape:
+    """What a local Ray will offer, known before it starts."""
+    cpus = cluster.num_cpus if cluster.num_cpus is not None else len(os.sched_getaffinity(0))
+    gpus = cluster.num_gpus if cluster.num_gpus is not None else _visible_gpus()
+    return ClusterShape((Node(cpus, gpus),))
+
+
+def existing_shape() -> ClusterShape:
+    """What the nodes of the joined cluster offer."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return ClusterShape(tuple(Node(r.get("CPU", 0.0), r.get("GPU", 0.0)) for r in alive))
+
+
+@contextmanager
+def connected(cluster: ClusterConfig, shape: ClusterShape | None) -> Iterator[ClusterShape]:
+    """A Ray for the length of a run; yields its shape.
+
+    Args:
+        cluster: what the user configured.
+        shape: for a local cluster, what it is to offer.
+
+    Raises:
+        ConfigError: an existing cluster is asked for and cannot be reached.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    if shape is None:
+        address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+        try:
+            ray.init(address=address, namespace=cluster.namespace, log_to_driver=False)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"No Ray cluster at {address}.", where="cluster.address", hint="Start one with `ray start --head`."
+            ) from error
+    else:
+        os.environ.pop("RAY_ADDRESS", None)  # a local cluster is asked for: never join another by accident
+        ray.init(
+            address="local",
+            namespace=cluster.namespace,
+            num_cpus=int(shape.nodes[0].cpus),
+            num_gpus=int(shape.nodes[0].gpus),
+            object_store_memory=cluster.object_store_mib << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+    try:
+        yield shape or existing_shape()
+    finally:
+        ray.shutdown()
+        if cluster.kind is ClusterKind.local:
+            _wait_for_children(before)
+
+
+def _wait_for_children(before: set[int]) -> None:
+    """Ray's daemons end a moment after shutdown returns; a caller that looks then finds none."""
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    _, alive = psutil.wait_procs(left, timeout=5.0)
+    for child in alive:
+        with suppress(psutil.Error):
+            child.kill()
+
+
+def _visible_gpus() -> int:
+    """GPUs by NVIDIA's device files and CUDA_VISIBLE_DEVICES; no CUDA is initialised."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])

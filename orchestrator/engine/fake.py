@@ -1,0 +1,92 @@
+"""An engine without vLLM that keeps the same contract: for tests, and for trying a cluster out.
+
+It "compiles" by writing an artifact file where vLLM would, and "loads" by finding one, so that the graph cache around
+it does exactly what it does for vLLM. `args` may hold `fake_compile_s`, `fake_fail` (a phase), `fake_hang`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from orchestrator import timeline
+from orchestrator.engine.base import Chunk, CompileKey, EngineSpec, Sampling
+from orchestrator.errors import EngineDeadError, EngineStartError
+
+
+class FakeEngine:
+    """Deterministic answers, no processes."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.events = timeline.EventLog(spec.events_file)
+        self._running = False
+
+    def prepare(self) -> CompileKey:
+        """Derive a key from what would decide the code."""
+        self.events.mark("import")
+        if self.spec.args.get("fake_fail") == "plan":
+            raise EngineStartError(f"{self.spec.replica}: refused", replica=self.spec.replica, phase="plan", cause="")
+        factors = {
+            "model": self.spec.model,
+            "parallel": f"tp={self.spec.args.get('tensor_parallel_size', 1)}",
+            "fake": str(self.spec.args.get("fake_code", "")),
+        }
+        self.events.mark("plan")
+        return CompileKey({} if self.spec.stock else factors)
+
+    async def start(self) -> timeline.EngineFacts:
+        """Load the artifact if it is there and right, else compile."""
+        artifact = Path(self.spec.cache_root) / "torch_compile_cache" / "torch_aot_compile" / "fake" / "model"
+        try:
+            await asyncio.wait_for(self._start(artifact), self.spec.start_timeout_s)
+        except TimeoutError:
+            cause = f"no answer within engine.start_timeout_s={self.spec.start_timeout_s:g}"
+            raise self._failure(cause) from None
+        self._running = True
+        self.events.mark("handshake")
+        return timeline.facts(self.events.read())
+
+    async def generate(self, prompt: str, sampling: Sampling, request_id: str) -> AsyncIterator[Chunk]:
+        """Answer with tokens that depend on the prompt alone."""
+        for i in range(sampling.max_tokens):
+            await self.check_health()
+            token = int.from_bytes(hashlib.sha256(f"{prompt}{i}".encode()).digest()[:2], "big")
+            yield Chunk((token,), f" {token}", "length" if i == sampling.max_tokens - 1 else None)
+            await asyncio.sleep(0)
+
+    async def check_health(self) -> None:
+        """Raise unless started and not stopped."""
+        if not self._running:
+            raise EngineDeadError(f"{self.spec.replica}: the engine is dead.", replica=self.spec.replica)
+
+    async def stop(self) -> None:
+        """Stop answering."""
+        self._running = False
+
+    async def _start(self, artifact: Path) -> None:
+        if self.spec.args.get("fake_hang"):
+            await asyncio.sleep(3600)
+        if self.spec.args.get("fake_fail") == "start":
+            raise self._failure("RuntimeError: out of fake memory")
+        content = f"graph of {self.spec.model} {self.spec.args.get('fake_code', '')}"
+        if artifact.is_file() and artifact.read_text() == content:
+            self._log(f"Directly load AOT compilation from path {artifact}")
+            return
+        if artifact.is_file():
+            self._log(f"Compiling model again due to a load failure from {artifact}, reason: not this code")
+        self._log("Starting torch.compile")
+        await asyncio.sleep(float(self.spec.args.get("fake_compile_s", 0.2)))
+        artifact.parent.mkdir(parents=True, exist_ok=True)
+        artifact.write_text(content)
+        self._log(f"saved AOT compiled function to {artifact}")
+
+    def _log(self, text: str) -> None:
+        self.events.write(timeline.Event(time.time(), "log", text, "fake"))
+
+    def _failure(self, cause: str) -> EngineStartError:
+        text = f"{self.spec.replica}: the engine did not start: {cause}"
+        return EngineStartError(text, replica=self.spec.replica, phase="start", cause=cause)

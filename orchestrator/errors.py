@@ -1,0 +1,70 @@
+"""Typed errors, each with fields a program can read and one line a person can act on.
+
+Every error survives pickling through Ray: its fields are its constructor arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class OrchestratorError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Attributes:
+        hint: what the user can do about it, or "".
+    """
+
+    def __init__(self, message: str, *, hint: str = "", **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.fields = fields
+
+    def __getattr__(self, name: str) -> Any:
+        fields = self.__dict__.get("fields", {})
+        if name in fields:
+            return fields[name]
+        raise AttributeError(name)
+
+    def __str__(self) -> str:
+        return f"{self.message} Hint: {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.hint, self.fields))
+
+
+def _rebuild(kind: type[OrchestratorError], message: str, hint: str, fields: dict[str, Any]) -> Exception:
+    return kind(message, hint=hint, **fields)
+
+
+class ConfigError(OrchestratorError, ValueError):
+    """The user's configuration is wrong; nothing was started. Field: where (the setting's name)."""
+
+
+class ModelError(OrchestratorError):
+    """A model folder could not be found or made. Field: model."""
+
+
+class PlacementError(OrchestratorError):
+    """The cluster cannot hold a replica, or did not in time. Fields: replica, bundles."""
+
+
+class EngineStartError(OrchestratorError):
+    """An engine did not come up. Fields: replica, phase, cause (the root cause's last line)."""
+
+
+class EngineDeadError(OrchestratorError):
+    """An engine died while it served. Fields: replica."""
+
+
+class ReplicaError(OrchestratorError):
+    """A replica actor died or did not answer. Fields: replica, phase."""
+
+
+class ArtifactRefused(OrchestratorError):
+    """A compiled artifact was not authentic or not safe, and was not loaded. Field: reason."""
+
+
+class LayerNameMismatch(OrchestratorError):
+    """A KV-cache update resolved to another layer than the attention after it. Fields: updated, attended."""

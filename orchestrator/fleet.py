@@ -1,0 +1,202 @@
+"""Replicas as Ray actors: placement, start, dispatch, restart, stop."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.engine import Sampling
+from orchestrator.errors import EngineDeadError, OrchestratorError, PlacementError, ReplicaError
+from orchestrator.plan import Plan, ReplicaPlan
+from orchestrator.replica import Answer, CacheSettings, Replica, StartReport
+
+Progress = Callable[[str, str], None]  # (replica, phase that ended last)
+_MARGIN_S = 30.0  # for what surrounds an engine's own deadline: imports, cache wait, first token
+_STOP_S = 15.0
+
+
+class Fleet:
+    """All replicas of a plan. Use it as a context manager: leaving it leaves nothing behind.
+
+    Args:
+        plan: what to run.
+        cache: the graph cache's settings.
+        placement_timeout_s: seconds to wait for a replica's resources.
+        progress: called about once a second per starting replica.
+    """
+
+    def __init__(
+        self, plan: Plan, cache: CacheSettings, placement_timeout_s: float, progress: Progress | None = None
+    ) -> None:
+        self.plan = plan
+        self.reports: dict[str, StartReport] = {}
+        self._cache = cache
+        self._placement_timeout_s = placement_timeout_s
+        self._progress = progress or (lambda replica, phase: None)
+        self._groups: dict[str, Any] = {}
+        self._actors: dict[str, Any] = {}
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> list[StartReport]:
+        """Start the first replica, then all others together: the first compiles, the others find its graphs.
+
+        Raises:
+            PlacementError: the cluster did not have room in time.
+            EngineStartError: an engine did not come up.
+            ReplicaError: a replica's process died.
+        """
+        first, *others = self.plan.replicas
+        self._start_together([first])
+        self._start_together(others)
+        return [self.reports[replica.name] for replica in self.plan.replicas]
+
+    def restart(self, name: str) -> StartReport:
+        """Replace a replica, dead or alive, in its own placement group."""
+        replica = next(r for r in self.plan.replicas if r.name == name)
+        self._stop_actor(name)
+        self._start_together([replica])
+        return self.reports[name]
+
+    def ask(self, prompts: Sequence[str], sampling: Sampling) -> list[Answer | OrchestratorError]:
+        """Spread prompts over the replicas. A request whose replica dies is asked once more, of another.
+
+        Returns:
+            For each prompt its answer, or the error that it ended with; none is lost.
+        """
+        names = itertools.cycle(list(self._actors))
+        asked = [(prompt, name := next(names), self._ask(name, prompt, sampling)) for prompt in prompts]
+        answers: list[Answer | OrchestratorError] = []
+        for prompt, name, ref in asked:
+            answer = self._result(name, ref)
+            if isinstance(answer, (ReplicaError, EngineDeadError)):
+                other = next((n for n in self._actors if n != name), None)
+                answer = answer if other is None else self._result(other, self._ask(other, prompt, sampling))
+            answers.append(answer)
+        return answers
+
+    def ask_one(self, name: str, prompts: Iterable[str], sampling: Sampling) -> list[Answer]:
+        """Ask one replica all prompts at once; raises the first error."""
+        refs = [self._ask(name, prompt, sampling) for prompt in prompts]
+        answers = []
+        for ref in refs:
+            answer = self._result(name, ref)
+            if not isinstance(answer, Answer):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    def stop(self) -> None:
+        """Stop every replica and give its resources back. Does not fail."""
+        stopping = {name: actor.stop.remote() for name, actor in self._actors.items()}
+        ray.wait(list(stopping.values()), num_returns=len(stopping), timeout=_STOP_S) if stopping else None
+        for name in list(self._actors):
+            self._kill(name)
+        for group in self._groups.values():
+            remove_placement_group(group)
+        self._groups.clear()
+
+    def _start_together(self, replicas: Sequence[ReplicaPlan]) -> None:
+        starting = {}
+        for replica in replicas:
+            requested = time.time()
+            self._place(replica)
+            self._actors[replica.name] = self._actor(replica, requested)
+            starting[self._actors[replica.name].start.remote()] = replica
+        deadlines = {r.name: time.monotonic() + self._limit(r) for r in replicas}
+        while starting:
+            done, _ = ray.wait(list(starting), timeout=1.0)
+            for ref in done:
+                replica = starting.pop(ref)
+                self.reports[replica.name] = self._started(replica.name, ref)
+            for replica in starting.values():
+                self._watch(replica.name, deadlines[replica.name])
+
+    def _limit(self, replica: ReplicaPlan) -> float:
+        return replica.spec.start_timeout_s + self._cache.wait_s + _MARGIN_S
+
+    def _place(self, replica: ReplicaPlan) -> None:
+        if replica.name in self._groups:
+            return
+        group = placement_group([dict(b) for b in replica.bundles], strategy=replica.strategy)
+        self._groups[replica.name] = group
+        if not group.wait(self._placement_timeout_s):
+            free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+            bundles = [dict(b) for b in replica.bundles]
+            raise PlacementError(
+                f"{replica.name}: no room for {bundles} ({replica.strategy}) within {self._placement_timeout_s:g} s; "
+                f"free in the cluster: {free}.",
+                hint="Lower replicas, or add nodes.",
+                replica=replica.name,
+                bundles=bundles,
+            )
+
+    def _actor(self, replica: ReplicaPlan, requested: float) -> Any:
+        bundle = replica.bundles[0]
+        return (
+            ray.remote(Replica)
+            .options(
+                name=None,
+                num_cpus=bundle.get("CPU", 0),
+                num_gpus=bundle.get("GPU", 0),
+                max_concurrency=1000,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._groups[replica.name], placement_group_bundle_index=0
+                ),
+            )
+            .remote(replica, self._cache, requested, time.time())
+        )
+
+    def _watch(self, name: str, deadline: float) -> None:
+        try:
+            self._progress(name, ray.get(self._actors[name].phase.remote(), timeout=5.0))
+        except (GetTimeoutError, RayActorError, RayTaskError):
+            pass  # the start itself tells what is wrong
+        if time.monotonic() > deadline:
+            self._kill(name)
+            raise ReplicaError(f"{name}: no answer from its start in time; it was killed.", replica=name, phase="start")
+
+    def _started(self, name: str, ref: Any) -> StartReport:
+        report = self._result(name, ref, phase="start")
+        if isinstance(report, OrchestratorError):
+            raise report
+        self._progress(name, "ready")
+        return report  # type: ignore[no-any-return]
+
+    def _ask(self, name: str, prompt: str, sampling: Sampling) -> Any:
+        return self._actors[name].generate.remote(prompt, sampling)
+
+    def _result(self, name: str, ref: Any, phase: str = "generate") -> Any:
+        """A call's value, or the typed error that stands for what went wrong."""
+        try:
+            return ray.get(ref)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, OrchestratorError):
+                return cause
+            return ReplicaError(f"{name}: {type(cause).__name__}: {cause}", replica=name, phase=phase)
+        except RayActorError as error:
+            lines = " ".join(str(error).split())
+            return ReplicaError(f"{name}: its process died. {lines[:300]}", replica=name, phase=phase)
+
+    def _stop_actor(self, name: str) -> None:
+        if name in self._actors:
+            ray.wait([self._actors[name].stop.remote()], timeout=_STOP_S)
+            self._kill(name)
+
+    def _kill(self, name: str) -> None:
+        ray.kill(self._actors.pop(name), no_restart=True)

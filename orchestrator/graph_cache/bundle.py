@@ -1,0 +1,192 @@
+"""Signed bundles of compiled graphs: pack, verify, install.
+
+Compiled artifacts are unpickled by vLLM, and that runs code. So a bundle is opened only after its signature was
+checked with a key that lives outside the store, it is bound to its compile key, and it is unpacked without links,
+without paths that leave the folder, and under ceilings, into a staging folder that is renamed when complete.
+
+Layout: MAGIC, header length (4 bytes, big endian), header (JSON), HMAC-SHA256 of the header, tar payload. The header
+carries the payload's SHA-256 and size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import json
+import os
+import secrets
+import shutil
+import tarfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+
+from orchestrator.errors import ArtifactRefused, ConfigError
+
+MAGIC = b"ORCHGRAPH1"
+_MAX_HEADER = 1 << 20
+KEY_ENV = "ORCHESTRATOR_SIGNING_KEY"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says about itself, under its signature."""
+
+    key: str
+    factors: Mapping[str, str]
+    payload_sha256: str
+    payload_bytes: int
+    files: int
+    created: float
+    publisher: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Ceilings on what is unpacked."""
+
+    max_bytes: int
+    max_files: int
+
+
+def signing_key(file: str) -> bytes:
+    """The cluster's signing key: from ORCHESTRATOR_SIGNING_KEY (hex), else from a file that is made on first use.
+
+    Raises:
+        ConfigError: the key is too short, or its file can be read by others.
+    """
+    if from_env := os.environ.get(KEY_ENV):
+        try:
+            key = bytes.fromhex(from_env)
+        except ValueError:
+            key = b""
+        if len(key) < 16:
+            raise ConfigError(f"{KEY_ENV} has to be at least 32 hex digits.", where=KEY_ENV)
+        return key
+    path = Path(file).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    staging = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    if not path.exists():
+        handle = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(secrets.token_bytes(32))
+        try:
+            os.link(staging, path)  # fails if another process was first: then theirs is the key
+        except FileExistsError:
+            pass
+        finally:
+            staging.unlink()
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(
+            f"The signing key {path} can be read by others.", where="graph_cache.key_file", hint=f"chmod 600 {path}"
+        )
+    key = path.read_bytes()
+    if len(key) < 16:
+        raise ConfigError(f"The signing key {path} is too short.", where="graph_cache.key_file", hint="Delete it.")
+    return key
+
+
+def pack(root: Path, folders: list[Path], key: bytes, manifest: Mapping[str, object]) -> bytes:
+    """Pack folders below `root` into a signed bundle.
+
+    Args:
+        root: the cache root; paths inside the bundle are relative to it.
+        folders: what to pack; only regular files are taken.
+        key: the signing key.
+        manifest: the Manifest fields that the caller knows.
+    """
+    buffer = io.BytesIO()
+    count = 0
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for folder in folders:
+            for file in sorted(folder.rglob("*")):
+                if file.is_file() and not file.is_symlink() and not file.name.endswith((".tmp", ".lock")):
+                    tar.add(file, file.relative_to(root).as_posix(), recursive=False, filter=_anonymous)
+                    count += 1
+    payload = buffer.getvalue()
+    facts = {"payload_sha256": hashlib.sha256(payload).hexdigest(), "payload_bytes": len(payload), "files": count}
+    header = json.dumps(asdict(Manifest(**{**manifest, **facts})), sort_keys=True).encode()  # type: ignore[arg-type]
+    return b"".join((MAGIC, len(header).to_bytes(4, "big"), header, _sign(key, header), payload))
+
+
+def verify(data: memoryview, key: bytes, expected_key: str, limits: Limits) -> tuple[Manifest, memoryview]:
+    """Check signature, digest, size and compile key; returns the manifest and the still packed payload.
+
+    Raises:
+        ArtifactRefused: whatever is wrong, in one line; nothing was unpacked.
+    """
+    start = len(MAGIC) + 4
+    if len(data) < start or bytes(data[: len(MAGIC)]) != MAGIC:
+        raise _refused("it is not a bundle, or is cut off")
+    size = int.from_bytes(data[len(MAGIC) : start], "big")
+    if size > _MAX_HEADER or len(data) < start + size + 32:
+        raise _refused("its header is cut off or too large")
+    header = bytes(data[start : start + size])
+    if not hmac.compare_digest(_sign(key, header), bytes(data[start + size : start + size + 32])):
+        raise _refused("its signature is not by this cluster's key")
+    manifest = Manifest(**json.loads(header))
+    payload = data[start + size + 32 :]
+    if manifest.payload_bytes > limits.max_bytes or manifest.files > limits.max_files:
+        raise _refused(f"it is over the ceiling ({manifest.payload_bytes} bytes, {manifest.files} files)")
+    if len(payload) != manifest.payload_bytes or hashlib.sha256(payload).hexdigest() != manifest.payload_sha256:
+        raise _refused("its content does not match its signed digest")
+    if manifest.key != expected_key:
+        raise _refused(f"it belongs to key {manifest.key[:12]}, not {expected_key[:12]}")
+    return manifest, payload
+
+
+def install(payload: memoryview, root: Path, limits: Limits) -> None:
+    """Unpack a verified payload below `root`, whole or not at all.
+
+    Raises:
+        ArtifactRefused: a member is a link or a device, leaves the folder, or the ceilings are passed.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    staging = root / f".install-{os.getpid()}-{secrets.token_hex(4)}"
+    staging.mkdir(mode=0o700)
+    try:
+        _unpack(payload, staging, limits)
+        for source in sorted(staging.rglob("*")):
+            if source.is_file():
+                target = root / source.relative_to(staging)
+                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                source.replace(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _unpack(payload: memoryview, folder: Path, limits: Limits) -> None:
+    total = count = 0
+    with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if not member.isreg() or path.is_absolute() or ".." in path.parts or not path.parts:
+                raise _refused(f"it holds {member.name!r}, which is not a plain file below the cache folder")
+            total, count = total + member.size, count + 1
+            if total > limits.max_bytes or count > limits.max_files:
+                raise _refused("it unpacks to more than the ceiling")
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            stream = tar.extractfile(member)
+            if stream is None:
+                raise _refused(f"{member.name!r} has no content")
+            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700 if member.mode & 0o100 else 0o600)
+            with os.fdopen(handle, "wb") as out:
+                shutil.copyfileobj(stream, out)
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
+
+
+def _sign(key: bytes, header: bytes) -> bytes:
+    return hmac.new(key, MAGIC + header, hashlib.sha256).digest()
+
+
+def _refused(reason: str) -> ArtifactRefused:
+    return ArtifactRefused(f"A compiled artifact was refused: {reason}.", reason=reason)

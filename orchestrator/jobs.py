@@ -1,0 +1,91 @@
+"""What every job under jobs/ shares: compose with Hydra, run, report, exit code.
+
+Exit codes: 0 all well; 1 the run failed, or its replicas did not share graphs or tokens; 2 the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+
+from orchestrator import report
+from orchestrator.config import load
+from orchestrator.errors import ConfigError, OrchestratorError
+
+CONF = str(Path(__file__).resolve().parents[1] / "conf")
+console = Console(stderr=True)
+_cells: list[dict[str, Any]] = []
+
+
+def main() -> None:
+    """Run the job on the command line and exit."""
+    wanted_full = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us: we print one line instead of Hydra's several
+    try:
+        hydra.main(config_path=CONF, config_name="config", version_base="1.3")(_cell)()
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        if wanted_full == "1":
+            traceback.print_exc()
+        _fail(_one_line(error), 2 if _is_config_error(error) else 1)
+    if not _cells:  # --help, --cfg, --info
+        return
+    if _cells[0]["multirun"]:
+        folder = Path(_cells[0]["folder"]).parent
+        print(report.write_sweep(folder, _cells, console))
+    sys.exit(0 if all(cell["result"]["ok"] for cell in _cells) else _cells[0].get("code", 1))
+
+
+def _cell(cfg: DictConfig) -> None:
+    """One run of Hydra's; in a sweep its failure is recorded, and the others go on."""
+    from orchestrator.run import execute  # Ray only now: `--help` stays instant
+
+    settings = HydraConfig.get()
+    multirun = settings.mode.name == "MULTIRUN"
+    folder = Path(settings.runtime.output_dir)
+    cell: dict[str, Any] = {
+        "multirun": multirun,
+        "folder": str(folder),
+        "overrides": [o for o in settings.overrides.task if not o.startswith("hydra.")],
+    }
+    try:
+        with report.Progress(console) as progress:
+            result = execute(load(cfg), progress.say)
+        cell["result"] = report.write_run(folder, result, console)
+    except Exception as error:
+        if not multirun:
+            raise
+        line = _one_line(error)
+        cell |= {"result": {"ok": False, "error": line}, "code": 2 if _is_config_error(error) else 1}
+        console.print(f"[red]failed:[/] {' '.join(cell['overrides'])}: {line}")
+        (folder / "result.json").write_text(json.dumps({**cell["result"], "overrides": cell["overrides"]}, indent=2))
+    _cells.append(cell)
+    if not multirun:
+        print("RESULT " + json.dumps(cell["result"]))
+
+
+def _is_config_error(error: BaseException) -> bool:
+    return isinstance(error, ConfigError) or type(error).__module__.startswith(("hydra.", "omegaconf."))
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OrchestratorError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return text if _is_config_error(error) else f"{type(error).__name__}: {text}"
+
+
+def _fail(line: str, code: int) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    print("RESULT " + json.dumps({"ok": False, "error": line}))
+    sys.exit(code)

@@ -1,0 +1,166 @@
+"""A replica: restore graphs -> start the engine -> first token -> publish graphs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import timeline
+from orchestrator.engine import Chunk, Engine, Sampling, create
+from orchestrator.graph_cache.bundle import Limits
+from orchestrator.graph_cache.client import GraphCacheClient, Receipt
+from orchestrator.plan import ReplicaPlan
+
+_PROBE = "Hello"
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What a replica needs to know of the graph cache; `registry` is None where graphs are not shared."""
+
+    registry: Any
+    key_file: str
+    limits: Limits
+    wait_s: float
+    lease_s: float
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """A finished start.
+
+    Attributes:
+        first_token_s: seconds from the request to the first token of a probe.
+        phases: where they went; their lengths add up to first_token_s.
+    """
+
+    replica: str
+    first_token_s: float
+    receipt: Receipt
+    facts: timeline.EngineFacts
+    phases: tuple[timeline.Phase, ...]
+    pid: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return {
+            "replica": self.replica,
+            "first_token_s": round(self.first_token_s, 3),
+            "receipt": self.receipt.as_dict(),
+            "engine": self.facts.as_dict(),
+            "phases": [asdict(phase) for phase in self.phases],
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer, and who gave it."""
+
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    replica: str
+    seconds: float
+
+
+class Replica:
+    """Hosts one engine. A plain class; the fleet makes it an actor.
+
+    Args:
+        plan: what to start.
+        cache: the graph cache.
+        requested_at, placed_at: when the start was asked for and when its placement group was there, in seconds since
+            the epoch.
+    """
+
+    def __init__(self, plan: ReplicaPlan, cache: CacheSettings, requested_at: float, placed_at: float) -> None:
+        self.plan = plan
+        self._requested_at = requested_at
+        scratch = Path(plan.spec.scratch)
+        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        Path(plan.spec.cache_root).mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._events = timeline.EventLog(plan.spec.events_file)
+        self._events.mark("placement", max(placed_at, requested_at))
+        self._events.mark("process")
+        self._bind_threads()
+        self._engine: Engine = create(plan.kind, plan.spec)
+        self._cache = GraphCacheClient(
+            cache.registry, plan.name, self._events, cache.key_file, cache.limits, cache.wait_s, cache.lease_s
+        )
+        self._requests = 0
+
+    async def start(self) -> StartReport:
+        """Start, and answer a probe of one token.
+
+        Raises:
+            EngineStartError: the engine did not come up; nothing of it is left.
+        """
+        root = Path(self.plan.spec.cache_root)
+        compile_key = await asyncio.to_thread(self._engine.prepare)
+        receipt = await asyncio.to_thread(self._cache.restore, compile_key.factors, root)
+        try:
+            facts = await self._engine.start()
+            async for _ in self._engine.generate(_PROBE, Sampling(max_tokens=1), f"{self.plan.name}-probe"):
+                self._events.mark("first token")
+                break
+        except BaseException:
+            self._cache.give_up(receipt)
+            await self._engine.stop()
+            raise
+        receipt = await asyncio.to_thread(self._cache.settle, receipt, facts, root)
+        phases = timeline.phases(self._events.read(), self._requested_at)
+        whole = phases[-1].start + phases[-1].seconds
+        return StartReport(self.plan.name, whole, receipt, facts, tuple(phases), os.getpid())
+
+    async def generate(self, prompt: str, sampling: Sampling) -> Answer:
+        """Answer a prompt as a whole.
+
+        Raises:
+            EngineDeadError: the engine died.
+        """
+        started = time.monotonic()
+        tokens: list[int] = []
+        text, reason = "", None
+        async for chunk in self.stream(prompt, sampling):
+            tokens.extend(chunk.token_ids)
+            text, reason = text + chunk.text, chunk.finish_reason
+        return Answer(prompt, text, tuple(tokens), reason, self.plan.name, time.monotonic() - started)
+
+    async def stream(self, prompt: str, sampling: Sampling) -> AsyncIterator[Chunk]:
+        """Answer a prompt piece by piece."""
+        self._requests += 1
+        async for chunk in self._engine.generate(prompt, sampling, f"{self.plan.name}-{self._requests}"):
+            yield chunk
+
+    async def check_health(self) -> None:
+        """Return if the engine can generate; raises EngineDeadError if not."""
+        await self._engine.check_health()
+
+    async def phase(self) -> str:
+        """The phase that ended last, for a progress display."""
+        done = timeline.phases(self._events.read(), self._requested_at)
+        return done[-1].name if done else ""
+
+    async def stop(self) -> None:
+        """Stop the engine and remove the replica's folder."""
+        await self._engine.stop()
+        shutil.rmtree(self.plan.spec.scratch, ignore_errors=True)
+
+    def _bind_threads(self) -> None:
+        """vLLM binds CPU ranks to NUMA nodes, and gives up where ranks outnumber them: then split the cores by hand."""
+        size, variable = self.plan.tensor_parallel_size, "VLLM_CPU_OMP_THREADS_BIND"
+        if "CPU" not in self.plan.bundles[0] or size == 1 or variable in os.environ:
+            return
+        nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
+        cores = sorted(os.sched_getaffinity(0))
+        if nodes < size <= len(cores):
+            share = len(cores) // size
+            groups = [cores[i * share : (i + 1) * share] for i in range(size)]
+            os.environ[variable] = "|".join(",".join(map(str, group)) for group in groups)

