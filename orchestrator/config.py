@@ -97,6 +97,7 @@ class ColdStartConfig:
 
     kv_update: KvUpdate = KvUpdate.layer_index
     share_graphs: bool = True
+    preload: bool = True  # fork the engine's processes from a server that imports vLLM while the replica does
 
 
 @dataclass

@@ -91,6 +91,8 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, heads: tuple[i
             start_timeout_s=app.engine.start_timeout_s,
             stock=stock,
             chat=app.model.chat,
+            cpu=app.engine.device is Device.cpu,
+            preload=not stock and app.cold_start.preload,
         )
         replicas.append(
             ReplicaPlan(name, spec, app.engine.kind, bundles, _strategy(app, bundles), app.engine.tensor_parallel_size)

@@ -23,6 +23,8 @@ class EngineSpec:
         start_timeout_s: seconds until a start is given up.
         stock: plain vLLM: no plugin, no shared graphs.
         chat: prompts are user messages; the model's chat template is applied.
+        cpu: it runs on CPU, not on GPUs.
+        preload: fork the engine's processes from a server that has imported vLLM.
     """
 
     replica: str
@@ -34,6 +36,8 @@ class EngineSpec:
     start_timeout_s: float
     stock: bool = False
     chat: bool = False
+    cpu: bool = True
+    preload: bool = False
 
     @property
     def events_file(self) -> str:

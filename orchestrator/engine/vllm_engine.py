@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import timeline
-from orchestrator.engine import processes
+from orchestrator.engine import preload, processes
 from orchestrator.engine.base import Chunk, CompileKey, EngineSpec, Sampling
 from orchestrator.errors import EngineDeadError, EngineStartError
 from orchestrator.graph_cache import key
@@ -38,10 +38,15 @@ class VllmEngine:
     def prepare(self) -> CompileKey:
         """Import vLLM, make its configuration, and read the compile key's factors out of it."""
         self._set_environment()
+        if self.spec.preload:
+            preload.start_server(cpu=self.spec.cpu)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
 
             self.events.mark("import")
+            if self.spec.preload:
+                preload.use_in_this_process()
+                preload.inspect_models_here()
             args = AsyncEngineArgs(model=self.spec.model, **self.spec.args)
             self._config = args.create_engine_config()
         except Exception as error:

@@ -126,12 +126,12 @@ class GraphCacheClient:
             self.registry.acquire.remote(receipt.key, dict(self._factors), self.replica, self.wait_s),
             timeout=self.wait_s + 30,
         )
-        waited = time.monotonic() - started
-        self.events.mark("cache lookup" if waited < 1 else "cache wait")
+        waited = time.monotonic() - started if answer["waited"] else 0.0
+        self.events.mark("cache wait" if answer["waited"] else "cache lookup")
         if answer["outcome"] == "timeout":
             reason = f"waited {self.wait_s:g} s for {answer['leader']}, which compiles the same graphs"
             return replace(receipt, outcome=Outcome.failed, reason=reason, waited_s=waited)
-        receipt = replace(receipt, generation=answer["generation"])
+        receipt = replace(receipt, generation=answer["generation"], waited_s=waited)
         if answer["outcome"] == "lead":
             self._leads = True
             threading.Thread(target=self._heartbeat, args=(receipt,), daemon=True).start()
@@ -145,10 +145,9 @@ class GraphCacheClient:
             self.events.mark("install")
         return replace(
             receipt,
-            outcome=Outcome.hit if waited < 1 else Outcome.waited,
+            outcome=Outcome.waited if answer["waited"] else Outcome.hit,
             bytes=len(data),
-            seconds=time.monotonic() - started - (waited if waited >= 1 else 0.0),
-            waited_s=waited if waited >= 1 else 0.0,
+            seconds=time.monotonic() - started - waited,
         )
 
     def _pack(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> bytes:

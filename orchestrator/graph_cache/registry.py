@@ -52,19 +52,21 @@ class Registry:
         """Ask for a key's graphs; waits at most `wait_s` seconds for a replica that compiles them now.
 
         Returns:
-            `outcome`: "hit" (with `ref`, a list of one object reference, and `header`), "lead" (with `generation`,
+            `waited`: whether there was anything to wait for, and `outcome`: "hit" (with `ref`, a list of one object reference, and `header`), "lead" (with `generation`,
             and for a miss `nearest`, the factors that differ from the nearest entry), or "timeout".
         """
         entry = self._entries.setdefault(key, _Entry())
-        deadline = time.monotonic() + wait_s
+        deadline, waited = time.monotonic() + wait_s, False
         while True:
             if await self._served(key, entry):
-                return {"outcome": "hit", "ref": [entry.ref], "header": entry.header, "generation": entry.generation}
+                found = {"ref": [entry.ref], "header": entry.header, "generation": entry.generation}
+                return {"outcome": "hit", "waited": waited, **found}
             now = time.monotonic()
             if not entry.leader or now > entry.lease_until:
-                return self._lead(key, entry, factors, who)
+                return {"outcome": "lead", "waited": waited, **self._lead(key, entry, factors, who)}
             if now > deadline:
-                return {"outcome": "timeout", "leader": entry.leader}
+                return {"outcome": "timeout", "waited": waited, "leader": entry.leader}
+            waited = True
             entry.changed.clear()
             pause = min(deadline - now, entry.lease_until - now) + 0.01
             try:
@@ -128,7 +130,7 @@ class Registry:
         entry.generation += 1
         entry.leader, entry.lease_until = who, time.monotonic() + self._lease_s
         others = [keys.differing(factors, header.get("factors", {})) for header in self.entries().values()]
-        return {"outcome": "lead", "generation": entry.generation, "nearest": min(others, key=len, default=None)}
+        return {"generation": entry.generation, "nearest": min(others, key=len, default=None)}
 
     @staticmethod
     def _wake(entry: _Entry) -> None:

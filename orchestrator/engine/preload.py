@@ -1,0 +1,123 @@
+"""Import vLLM once per replica: EngineCore and workers are forked from a server that has imported it already.
+
+vLLM spawns EngineCore, which spawns the workers, and each imports vLLM for several seconds, one after the other. Here
+a forkserver starts importing at the same time as the replica itself; when the replica has its configuration, EngineCore
+and workers are there in milliseconds.
+
+The server initialises no device and starts no threads of its own before a fork. A fork does not see what its parent
+has put into the environment since, so each process brings its parent's environment along; OpenMP has read its own part
+at load time, so thread counts and CPU sets are applied by hand.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+_MODULE = "orchestrator.engine.preloaded"
+
+
+class _Process(ForkServerProcess):
+    """A process that runs with its parent's environment as of `start`."""
+
+    def start(self) -> None:
+        forkserver.ensure_running()
+        self._environment = dict(os.environ)
+        self._server = _forkserver()._forkserver_address
+        super().start()
+
+    def run(self) -> None:
+        # Python would start another server, without our imports, for the children of a forked process
+        _forkserver()._forkserver_address = self._server
+        _forkserver().ensure_running = lambda: None
+        forkserver.ensure_running = _forkserver().ensure_running
+        os.environ.clear()
+        os.environ.update(self._environment)
+        _bind_threads()
+        super().run()
+
+
+def _forkserver() -> Any:
+    return forkserver._forkserver  # type: ignore[attr-defined]
+
+
+class PreloadedContext(ForkServerContext):
+    """What `multiprocessing.get_context` would return, had it a start method `preloaded`."""
+
+    Process = _Process
+
+
+def start_server(cpu: bool) -> None:
+    """Start importing in the background; returns at once.
+
+    Args:
+        cpu: the engine will run on CPU, which wants its OpenMP and allocator loaded before anything else.
+    """
+    forkserver.set_forkserver_preload([_MODULE])
+    with _preloaded_libraries(_cpu_libraries() if cpu else []):
+        forkserver.ensure_running()
+
+
+def use_in_this_process() -> None:
+    """Make vLLM start its processes from the server; called in the replica, and in every process forked for it."""
+    from vllm.utils import system_utils
+    from vllm.v1.engine import coordinator, utils
+    from vllm.v1.executor import multiproc_executor
+
+    for module in (system_utils, coordinator, utils, multiproc_executor):
+        module.get_mp_context = PreloadedContext
+
+
+def inspect_models_here() -> None:
+    """On CPU, let vLLM look at a model class in this process: its subprocess, 9 s of imports, only shields CUDA."""
+    from vllm.model_executor.models import registry
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        registry._run_in_subprocess = lambda inspect: inspect()
+
+
+def _bind_threads() -> None:
+    """Apply what vLLM's CPU executor asks of libgomp by environment (`OMPProcessManager`)."""
+    cores = os.environ.get("GOMP_CPU_AFFINITY", "").split()
+    if not cores:
+        return
+    import torch
+
+    os.sched_setaffinity(0, {int(core) for core in cores})
+    torch.set_num_threads(len(cores))
+
+
+def _cpu_libraries() -> list[str]:
+    """The libraries that vLLM's CPU platform puts into LD_PRELOAD: tcmalloc, and torch's own libgomp."""
+    found = []
+    for package, patterns in (
+        ("vllm", ("libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")),
+        ("torch", ("../torch.libs/libgomp*.so*", "lib/libgomp*.so*")),
+    ):
+        spec = importlib.util.find_spec(package)
+        folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+        files = [f for folder in folders for pattern in patterns for f in sorted(folder.glob(pattern))]
+        found += [str(files[0].resolve())] if files else []
+    return found
+
+
+@contextmanager
+def _preloaded_libraries(libraries: list[str]) -> Iterator[None]:
+    before = os.environ.get("LD_PRELOAD")
+    wanted = [lib for lib in libraries if Path(lib).name.partition(".so")[0] not in (before or "")]
+    if wanted:
+        os.environ["LD_PRELOAD"] = ":".join([*wanted, *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("LD_PRELOAD", None)
+        else:
+            os.environ["LD_PRELOAD"] = before
