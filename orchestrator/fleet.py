@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -103,7 +104,8 @@ class Fleet:
     def stop(self) -> None:
         """Stop every replica and give its resources back. Does not fail."""
         stopping = {name: actor.stop.remote() for name, actor in self._actors.items()}
-        ray.wait(list(stopping.values()), num_returns=len(stopping), timeout=_STOP_S) if stopping else None
+        if stopping:
+            ray.wait(list(stopping.values()), num_returns=len(stopping), timeout=_STOP_S)
         for name in list(self._actors):
             self._kill(name)
         for group in self._groups.values():
@@ -150,7 +152,6 @@ class Fleet:
         return (
             ray.remote(Replica)
             .options(
-                name=None,
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=bundle.get("GPU", 0),
                 max_concurrency=1000,
@@ -162,10 +163,8 @@ class Fleet:
         )
 
     def _watch(self, name: str, deadline: float) -> None:
-        try:
+        with suppress(GetTimeoutError, RayActorError, RayTaskError):  # the start itself tells what is wrong
             self._progress(name, ray.get(self._actors[name].phase.remote(), timeout=5.0))
-        except (GetTimeoutError, RayActorError, RayTaskError):
-            pass  # the start itself tells what is wrong
         if time.monotonic() > deadline:
             self._kill(name)
             raise ReplicaError(f"{name}: no answer from its start in time; it was killed.", replica=name, phase="start")

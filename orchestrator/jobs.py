@@ -14,6 +14,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -51,7 +52,7 @@ def _cell(cfg: DictConfig) -> None:
     from orchestrator.run import execute  # Ray only now: `--help` stays instant
 
     settings = HydraConfig.get()
-    multirun = settings.mode.name == "MULTIRUN"
+    multirun = settings.mode is RunMode.MULTIRUN
     folder = Path(settings.runtime.output_dir)
     cell: dict[str, Any] = {
         "multirun": multirun,

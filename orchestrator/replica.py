@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator import timeline
 from orchestrator.engine import Chunk, Engine, Sampling, create
 from orchestrator.graph_cache.bundle import Limits
-from orchestrator.graph_cache.client import GraphCacheClient, Receipt
+from orchestrator.graph_cache.client import GraphCacheClient, Outcome, Receipt
 from orchestrator.plan import ReplicaPlan
 
 _PROBE = "Hello"
@@ -106,7 +106,7 @@ class Replica:
         compile_key = await asyncio.to_thread(self._engine.prepare)
         receipt = await asyncio.to_thread(self._cache.restore, compile_key.factors, root)
         try:
-            facts = await self._engine.start()
+            facts = await self._engine.start(restored=receipt.outcome in (Outcome.hit, Outcome.waited))
             async for _ in self._engine.generate(_PROBE, Sampling(max_tokens=1), f"{self.plan.name}-probe"):
                 self._events.mark("first token")
                 break

@@ -83,8 +83,11 @@ class Engine(Protocol):
             EngineStartError: the configuration does not make an engine.
         """
 
-    async def start(self) -> EngineFacts:
+    async def start(self, *, restored: bool = False) -> EngineFacts:
         """Start every process of the engine and return what it said about its graphs.
+
+        Args:
+            restored: graphs for its compile key lie under `cache_root`.
 
         Raises:
             EngineStartError: with the root cause, within seconds of it, and with no process left.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 _MODULE = "orchestrator.engine.preloaded"
+KNOWN_CPU = "ORCHESTRATOR_KNOWN_CPU"  # set to 1 once graphs for this very CPU were restored
 
 
 class _Process(ForkServerProcess):
@@ -39,7 +40,7 @@ class _Process(ForkServerProcess):
         forkserver.ensure_running = _forkserver().ensure_running
         os.environ.clear()
         os.environ.update(self._environment)
-        _bind_threads()
+        _adopt_environment()
         super().run()
 
 
@@ -83,15 +84,21 @@ def inspect_models_here() -> None:
         registry._run_in_subprocess = lambda inspect: inspect()
 
 
-def _bind_threads() -> None:
-    """Apply what vLLM's CPU executor asks of libgomp by environment (`OMPProcessManager`)."""
-    cores = os.environ.get("GOMP_CPU_AFFINITY", "").split()
-    if not cores:
-        return
-    import torch
+def _adopt_environment() -> None:
+    """Apply what libgomp and Inductor would have found out at load time, which was too early.
 
-    os.sched_setaffinity(0, {int(core) for core in cores})
-    torch.set_num_threads(len(cores))
+    vLLM's CPU executor binds threads by GOMP_CPU_AFFINITY (`OMPProcessManager`). Inductor compiles a probe and loads
+    it in a subprocess, for 3 s, to learn whether this CPU runs what the compiler makes; restored graphs have answered
+    that, for their key holds the CPU's instruction set.
+    """
+    import torch
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    if os.environ.get(KNOWN_CPU) == "1":
+        VecISA.check_build = lambda self, code: True  # not the setting vec_isa_ok: that is part of vLLM's key
+    if cores := os.environ.get("GOMP_CPU_AFFINITY", "").split():
+        os.sched_setaffinity(0, {int(core) for core in cores})
+        torch.set_num_threads(len(cores))
 
 
 def _cpu_libraries() -> list[str]:

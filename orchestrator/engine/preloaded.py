@@ -13,8 +13,8 @@ import vllm.compilation.decorators
 import vllm.compilation.piecewise_backend
 import vllm.model_executor.models.llama
 import vllm.v1.engine.core
-import vllm.v1.executor.multiproc_executor  # noqa: F401
-from torch._inductor.codecache import torch_key
+import vllm.v1.executor.multiproc_executor
+from torch._inductor.codecache import CacheBase, torch_key
 from vllm.platforms import current_platform
 from vllm.plugins import load_general_plugins
 
@@ -26,7 +26,9 @@ else:
     import vllm.v1.worker.gpu_worker  # noqa: F401
 
 load_general_plugins()
-torch_key()  # half a second of hashing torch's sources, remembered
+# Each of these takes half a second, once; what they return is remembered, here and in every fork.
+torch_key()
+CacheBase.get_system()
 preload.use_in_this_process()
 if torch.cuda.is_initialized():  # a fork of an initialised CUDA is broken: better no server than a broken engine
     raise SystemExit("importing vLLM initialised CUDA; set cold_start.preload=false")

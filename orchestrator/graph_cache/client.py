@@ -17,6 +17,7 @@ from orchestrator.errors import ArtifactRefused
 from orchestrator.graph_cache import bundle, key
 from orchestrator.timeline import EngineFacts, EventLog
 
+_CALL_S = 60.0  # for a call that waits for nothing
 AOT_FOLDER = Path("torch_compile_cache") / "torch_aot_compile"
 
 
@@ -89,8 +90,6 @@ class GraphCacheClient:
         started = time.monotonic()
         try:
             return self._restore(receipt, cache_root, started)
-        except ArtifactRefused as error:
-            return replace(receipt, outcome=Outcome.refused, reason=str(error))
         except Exception as error:
             self.events.mark("cache lookup")
             return replace(receipt, outcome=Outcome.failed, reason=f"{type(error).__name__}: {error}"[:300])
@@ -100,13 +99,16 @@ class GraphCacheClient:
         if receipt.outcome in (Outcome.hit, Outcome.waited):
             if facts.loaded and not facts.compiled:
                 return receipt
-            return replace(receipt, outcome=Outcome.inert, reason="; ".join(facts.again) or "vLLM found no artifact")
+            reason = "; ".join(facts.again) or "vLLM looked for its graphs under another name"
+            receipt = replace(receipt, outcome=Outcome.inert, reason=reason)
+        if receipt.outcome in (Outcome.inert, Outcome.refused):
+            receipt = self._replace(receipt)
         if not self._leads:
             return receipt
         try:
             data = self._pack(receipt, facts, cache_root)
             header = {"factors": dict(self._factors), "bytes": len(data), "publisher": self.replica}
-            done = ray.get(self.registry.publish.remote(receipt.key, receipt.generation, header, data))
+            done = ray.get(self.registry.publish.remote(receipt.key, receipt.generation, header, data), timeout=_CALL_S)
             reason = receipt.reason if done else "another replica took over the key meanwhile"
             return replace(receipt, published=done, bytes=len(data), reason=reason)
         except Exception as error:
@@ -136,11 +138,13 @@ class GraphCacheClient:
             self._leads = True
             threading.Thread(target=self._heartbeat, args=(receipt,), daemon=True).start()
             return replace(receipt, nearest=tuple(answer["nearest"] or ()))
-        data = memoryview(np.asarray(ray.get(answer["ref"][0])))
+        data = memoryview(np.asarray(ray.get(answer["ref"][0])).data)
         self.events.mark("fetch")
         try:
             _, payload = bundle.verify(data, bundle.signing_key(self.signing_key_file), receipt.key, self.limits)
             bundle.install(payload, cache_root, self.limits)
+        except ArtifactRefused as error:
+            return replace(receipt, outcome=Outcome.refused, reason=str(error))
         finally:
             self.events.mark("install")
         return replace(
@@ -149,6 +153,16 @@ class GraphCacheClient:
             bytes=len(data),
             seconds=time.monotonic() - started - waited,
         )
+
+    def _replace(self, receipt: Receipt) -> Receipt:
+        """Ask to publish over an entry that was of no use, so that the next replica is better off."""
+        try:
+            call = self.registry.replace.remote(receipt.key, receipt.generation, self.replica)
+            generation = ray.get(call, timeout=_CALL_S)
+        except Exception as error:
+            return replace(receipt, reason=f"{receipt.reason}; {type(error).__name__}: {error}"[:300])
+        self._leads = bool(generation)
+        return replace(receipt, generation=generation or receipt.generation)
 
     def _pack(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> bytes:
         folders = sorted(path for path in (cache_root / AOT_FOLDER).glob("*") if path.is_dir())
@@ -166,7 +180,7 @@ class GraphCacheClient:
     def _heartbeat(self, receipt: Receipt) -> None:
         while not self._stop.wait(self.lease_s / 3):
             try:
-                if not ray.get(self.registry.renew.remote(receipt.key, receipt.generation)):
+                if not ray.get(self.registry.renew.remote(receipt.key, receipt.generation), timeout=_CALL_S):
                     return
             except Exception:
                 continue  # the registry is restarting; the lease decides

@@ -1,6 +1,7 @@
 """The cluster's registry of compiled graphs: one actor that says who compiles, and serves what was compiled.
 
-States of a key: empty -> led (one replica compiles under a lease) -> published. A lease that is not renewed passes to
+States of a key: empty -> led (one replica compiles under a lease) -> published, and -> led again where what
+was published turned out to be of no use. A lease that is not renewed passes to
 the next who asks, under a higher generation; a publish or a release of an older generation changes nothing.
 
 The registry puts bundles into the object store itself, so that it owns them: an object dies with the worker that put
@@ -52,13 +53,14 @@ class Registry:
         """Ask for a key's graphs; waits at most `wait_s` seconds for a replica that compiles them now.
 
         Returns:
-            `waited`: whether there was anything to wait for, and `outcome`: "hit" (with `ref`, a list of one object reference, and `header`), "lead" (with `generation`,
-            and for a miss `nearest`, the factors that differ from the nearest entry), or "timeout".
+            `waited`: whether there was anything to wait for.
+            `outcome`: "hit" (with `ref`, a list of one object reference, and `header`), "lead" (with `generation` and
+            `nearest`, the factors that differ from the nearest entry), or "timeout" (with `leader`).
         """
         entry = self._entries.setdefault(key, _Entry())
         deadline, waited = time.monotonic() + wait_s, False
         while True:
-            if await self._served(key, entry):
+            if not entry.leader and await self._served(key, entry):
                 found = {"ref": [entry.ref], "header": entry.header, "generation": entry.generation}
                 return {"outcome": "hit", "waited": waited, **found}
             now = time.monotonic()
@@ -102,12 +104,17 @@ class Registry:
         self._wake(entry)
         return True
 
-    async def discard(self, key: str, generation: int) -> None:
-        """Drop an entry that a replica found unusable, so that the next who asks compiles anew."""
+    def replace(self, key: str, generation: int, who: str) -> int:
+        """Let a replica that compiled although it had restored `generation` publish what it compiled.
+
+        Returns:
+            The generation to publish under, or 0 if the entry is another by now, or somebody compiles it.
+        """
         entry = self._entries.get(key)
-        if entry is not None and entry.generation == generation and not entry.leader:
-            await asyncio.to_thread(self._store.delete, key)
-            entry.ref, entry.header = None, {}
+        if entry is None or entry.generation != generation or entry.leader:
+            return 0
+        self._lead(key, entry, {}, who)
+        return entry.generation
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """Headers of everything published, here or in the durable store."""

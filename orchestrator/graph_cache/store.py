@@ -24,7 +24,8 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         try:
-            self._fs, self._root = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
+            found = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
+            self._fs, self._root = found[0], str(found[1])
             self._fs.create_dir(self._root, recursive=True)
         except (OSError, ValueError) as error:
             raise ConfigError(f"graph_cache.store={uri}: {error}", where="graph_cache.store") from error

