@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -43,8 +44,9 @@ def connected(cluster: ClusterConfig, shape: ClusterShape | None) -> Iterator[Cl
     if shape is None:
         address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
         try:
+            _reach(address)
             ray.init(address=address, namespace=cluster.namespace, log_to_driver=False)
-        except ConnectionError as error:
+        except (ConnectionError, OSError) as error:
             raise ConfigError(
                 f"No Ray cluster at {address}.", where="cluster.address", hint="Start one with `ray start --head`."
             ) from error
@@ -65,6 +67,13 @@ def connected(cluster: ClusterConfig, shape: ClusterShape | None) -> Iterator[Cl
         ray.shutdown()
         if cluster.kind is ClusterKind.local:
             _wait_for_children(before)
+
+
+def _reach(address: str) -> None:
+    """Fail in seconds where Ray would try for minutes: is anything listening at host:port?"""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
 
 
 def _wait_for_children(before: set[int]) -> None:

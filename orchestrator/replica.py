@@ -84,6 +84,7 @@ class Replica:
         self.plan = plan
         self._requested_at = requested_at
         scratch = Path(plan.spec.scratch)
+        shutil.rmtree(scratch, ignore_errors=True)  # of a killed predecessor
         scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         Path(plan.spec.cache_root).mkdir(parents=True, exist_ok=True, mode=0o700)
         self._events = timeline.EventLog(plan.spec.events_file)

@@ -52,6 +52,7 @@ class Event:
     text: str
     process: str = ""
     detail: str = ""
+    pid: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class VllmLogHandler(logging.Handler):
                 detail = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
             kind = "error" if record.levelno >= logging.ERROR else "log"
             if kind == "error" or record.name == "vllm.orchestrator" or _is_known(text):
-                self._log.write(Event(record.created, kind, text, process, detail))
+                self._log.write(Event(record.created, kind, text, process, detail, record.process or 0))
         except Exception:
             self.handleError(record)
 

@@ -65,6 +65,14 @@ def start_server(cpu: bool) -> None:
         forkserver.ensure_running()
 
 
+def forget_server() -> None:
+    """Once the server was killed: let the next `start_server` start another."""
+    server = _forkserver()
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+    server._forkserver_alive_fd = server._forkserver_pid = server._forkserver_address = None
+
+
 def use_in_this_process() -> None:
     """Make vLLM start its processes from the server; called in the replica, and in every process forked for it."""
     from vllm.utils import system_utils

@@ -116,6 +116,8 @@ class VllmEngine:
             shutting = asyncio.get_running_loop().run_in_executor(None, llm.shutdown)
             await asyncio.wait([shutting], timeout=5.0)
         await asyncio.to_thread(processes.kill_marked, self._marker)
+        if self.spec.preload:
+            preload.forget_server()
         if self._reaper is not None:
             self._reaper.terminate()
             self._reaper.wait()

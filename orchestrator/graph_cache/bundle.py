@@ -152,7 +152,7 @@ def install(payload: memoryview, root: Path, limits: Limits) -> None:
         for source in sorted(staging.rglob("*")):
             if source.is_file():
                 target = root / source.relative_to(staging)
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _make_private(target.parent, root)
                 source.replace(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -169,13 +169,20 @@ def _unpack(payload: memoryview, folder: Path, limits: Limits) -> None:
             if total > limits.max_bytes or count > limits.max_files:
                 raise _refused("it unpacks to more than the ceiling")
             target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_private(target.parent, folder)
             stream = tar.extractfile(member)
             if stream is None:
                 raise _refused(f"{member.name!r} has no content")
             handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700 if member.mode & 0o100 else 0o600)
             with os.fdopen(handle, "wb") as out:
                 shutil.copyfileobj(stream, out)
+
+
+def _make_private(folder: Path, root: Path) -> None:
+    """Make every folder between `root` and `folder` with mode 0700; `parents=True` would leave those open."""
+    for part in reversed([folder, *folder.parents]):
+        if part.is_relative_to(root):
+            part.mkdir(exist_ok=True, mode=0o700)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -103,7 +103,8 @@ def announce_names(split: fx.GraphModule) -> None:
 
 
 def _updates_in(piece: fx.GraphModule) -> tuple[tuple[str, ...], dict[int, int]]:
-    updates = [n for n in piece.graph.nodes if _NAME_META in n.meta]
+    # placeholders of later pieces inherit an update's meta: only calls count
+    updates = [n for n in piece.graph.nodes if n.op == "call_function" and _NAME_META in n.meta]
     (returned,) = piece.graph.output_node().args
     outputs = returned if isinstance(returned, (tuple, list)) else (returned,)
     order = {node: i for i, node in enumerate(updates)}

@@ -1,0 +1,111 @@
+"""The jobs as a shell sees them: exit codes, the RESULT line, reports, sweeps, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = ["engine=fake", "model=tiny_llama", "graph_cache=per_run", "cluster.num_cpus=2"]
+
+
+def start(job: str, *overrides: str, state: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, f"jobs/{job}.py", *overrides]
+    env = {**os.environ, "ORCHESTRATOR_HOME": str(state)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, dict, str]:
+    out, err = process.communicate(timeout=timeout)
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("RESULT "), out + err
+    return process.returncode, json.loads(last.removeprefix("RESULT ")), err
+
+
+def session_is_empty(process: subprocess.Popen[str]) -> bool:
+    """No process of the job's session is left; Ray's daemons get a few seconds to go."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        left = [p for p in psutil.process_iter(["cmdline"]) if _of(p, process.pid)]
+        if not left:
+            return True
+        time.sleep(0.2)
+    raise AssertionError([" ".join(p.info["cmdline"])[:200] for p in left])
+
+
+def _of(process: psutil.Process, session: int) -> bool:
+    try:
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ProcessLookupError):
+        return False
+
+
+def test_a_run_shares_graphs_reports_and_leaves_nothing(tmp_path: Path) -> None:
+    before = {p.pid for p in psutil.process_iter()}
+    process = start("run", *FAKE, f"hydra.run.dir={tmp_path}/out", state=tmp_path)
+    code, result, err = finish(process)
+    assert code == 0, err
+    assert (result["ok"], result["same_tokens"], result["second_replica"]) == (True, True, "hit")
+    data = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [r["receipt"]["outcome"] for r in data["replicas"]] == ["compiled", "hit"]
+    assert data["schema"] == "orchestrator.run/1"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h1>" in page
+    assert "replica-1" in page
+    assert "http" not in page.replace("http://www.w3.org", "")  # stands alone
+    assert session_is_empty(process)
+    ours = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and _is_ray(p)]
+    assert not ours
+
+
+def _is_ray(process: psutil.Process) -> bool:
+    return any(word in " ".join(process.info["cmdline"] or []) for word in ("raylet", "gcs_server", "ray::"))
+
+
+def test_a_sweep_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
+    cells = ["-m", *FAKE, "fast_cold_start=true,false", "engine.tensor_parallel_size=1,3"]
+    code, result, err = finish(start("sweep", *cells, f"hydra.sweep.dir={tmp_path}/out", state=tmp_path))
+    assert code != 0
+    assert [cell["ok"] for cell in result["cells"]] == [True, False, True, False]
+    assert "does not divide tiny_llama's 4 attention heads" in result["cells"][1]["error"]
+    assert result["cells"][0]["tokens_as_stock"] is True
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert "failed:" in err
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    process = start("run", *FAKE, f"hydra.run.dir={tmp_path}/out", "+engine.extra.fake_compile_s=60", state=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(Path("/tmp").glob("orchestrator-*/replica-0/events.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    code, result, _ = finish(process, timeout=60)
+    assert code == 130
+    assert result == {"ok": False, "error": "interrupted"}
+    assert session_is_empty(process)
+
+
+def test_a_failed_start_exits_1_with_its_cause(tmp_path: Path) -> None:
+    process = start("run", *FAKE, f"hydra.run.dir={tmp_path}/out", "+engine.extra.fake_fail=start", state=tmp_path)
+    code, result, err = finish(process)
+    assert code == 1
+    assert "out of fake memory" in result["error"]
+    assert "error: replica-0: the engine did not start" in err
+    assert session_is_empty(process)
+
+
+def test_an_unreachable_cluster_is_one_line(tmp_path: Path) -> None:
+    process = start("run", *FAKE, "cluster=existing", "cluster.address=127.0.0.1:1", state=tmp_path)
+    code, result, _ = finish(process)
+    assert code == 2
+    assert "No Ray cluster at 127.0.0.1:1" in result["error"]

@@ -1,0 +1,62 @@
+"""When a replica is killed, the reaper ends what it had started; resource trackers are spared."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from orchestrator.engine import processes
+
+PARENT = """
+import os, subprocess, sys, time
+from orchestrator.engine import processes
+processes.start_reaper({marker!r})
+os.environ[processes.MARKER] = {marker!r}
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3) # resource_tracker"], start_new_session=True)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def marker() -> str:
+    return f"test-{os.getpid()}-{time.time_ns()}"
+
+
+def wait_for(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_reaper_ends_what_a_killed_replica_started(marker: str) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(marker=marker)], stdout=subprocess.PIPE)
+    assert parent.stdout.readline() == b"ready\n"
+    wait_for(lambda: len(processes.marked(marker)) == 1)
+    (child,) = processes.marked(marker)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    assert not processes.marked(marker)
+
+
+def test_only_marked_processes_are_ended(marker: str) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    ours = subprocess.Popen(sleep, env={**os.environ, processes.MARKER: marker})
+    other = subprocess.Popen(sleep, env={**os.environ, processes.MARKER: f"{marker}-other"})
+    try:
+        wait_for(lambda: len(processes.marked(marker)) == 1)
+        assert processes.kill_marked(marker, grace_s=0.5) == [ours.pid]
+        assert not psutil.pid_exists(ours.pid)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()

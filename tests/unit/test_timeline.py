@@ -1,0 +1,63 @@
+"""Phases add up; what vLLM logs is what a receipt is judged by."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import logging.config
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import timeline
+from orchestrator.timeline import Event, EventLog
+
+
+@given(st.lists(st.tuples(st.floats(0, 1000), st.sampled_from("abc")), min_size=1, max_size=30))
+def test_phases_add_up_to_the_whole(marks: list[tuple[float, str]]) -> None:
+    events = [Event(t, "mark", name) for t, name in sorted(marks)]
+    cut = timeline.phases(events, 0.0)
+    assert abs(sum(p.seconds for p in cut) - events[-1].t) < 1e-6
+    assert all(a.name != b.name for a, b in itertools.pairwise(cut))
+
+
+def test_vllms_own_log_becomes_events(tmp_path: Path) -> None:
+    """Through the very configuration that vLLM reads, with records like vLLM's."""
+    config = timeline.vllm_logging_config(str(tmp_path / "events.jsonl"))
+    config["formatters"]["vllm"] = {"format": "%(message)s"}  # vLLM's formatter class needs vLLM
+    logging.config.dictConfig(config)
+    log = logging.getLogger("vllm.compilation")
+    log.info("nothing that we know")
+    log.info("%sStarting torch.compile", "[backbone] ")
+    log.warning(
+        "Compiling model again due to a load failure from %s, reason: %s", "/c/model", "Source code has changed"
+    )
+    log.info("%ssaved AOT compiled function to %s", "", "/c/model")
+    log.info("%storch.compile took %.2f s in total", "[backbone] ", 26.28)
+    log.info("CPU KV cache size: 23,296 tokens, Maximum concurrency for 1,024 tokens per request: 22.75x")
+    try:
+        raise ValueError("out of memory")
+    except ValueError:
+        log.exception("WorkerProc failed to start.")
+    events = EventLog(tmp_path / "events.jsonl").read()
+    facts = timeline.facts(events)
+    assert (facts.loaded, facts.compiled, facts.compile_s, facts.kv_tokens) == (0, 1, 26.28, 23296)
+    assert facts.saved == ["/c/model"]
+    assert facts.again == ["Source code has changed"]
+    assert timeline.root_cause(events) == "ValueError: out of memory"
+    assert "nothing that we know" not in {e.text for e in events}
+
+
+def test_a_loaded_artifact_is_told_from_a_compile() -> None:
+    line = "[backbone] Directly load AOT compilation from path /c/rank_0_0/model"
+    facts = timeline.facts([Event(1.0, "log", line)])
+    assert (facts.loaded, facts.compiled) == (1, 0)
+
+
+def test_a_half_written_line_is_left_for_later(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.mark("import")
+    with log.file.open("a") as stream:
+        stream.write('{"t": 1')
+    assert [e.text for e in log.read()] == ["import"]
