@@ -148,19 +148,16 @@ class Fleet:
             )
 
     def _actor(self, replica: ReplicaPlan, requested: float) -> Any:
-        bundle = replica.bundles[0]
-        return (
-            ray.remote(Replica)
-            .options(
-                num_cpus=bundle.get("CPU", 0),
-                num_gpus=bundle.get("GPU", 0),
-                max_concurrency=1000,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._groups[replica.name], placement_group_bundle_index=0
-                ),
-            )
-            .remote(replica, self._cache, requested, time.time())
+        one_node = len(replica.bundles) == 1  # else vLLM's Ray executor puts its workers into the bundles
+        bundle = replica.bundles[0] if one_node else {}
+        strategy = PlacementGroupSchedulingStrategy(
+            self._groups[replica.name],
+            placement_group_bundle_index=0,
+            placement_group_capture_child_tasks=not one_node,
         )
+        options = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0), "max_concurrency": 1000}
+        actor = ray.remote(Replica).options(scheduling_strategy=strategy, **options)
+        return actor.remote(replica, self._cache, requested, time.time())
 
     def _watch(self, name: str, deadline: float) -> None:
         with suppress(GetTimeoutError, RayActorError, RayTaskError):  # the start itself tells what is wrong

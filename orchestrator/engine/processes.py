@@ -4,19 +4,24 @@ Every process of a replica inherits a marker in its environment. `kill_marked` e
 process does so when the replica itself is killed, which is when nobody else is left to do it: vLLM's EngineCore does
 not notice that its parent is gone.
 
-Python's resource trackers are spared: they end by themselves and remove the shared memory of the dead.
+vLLM leaves shared-memory segments behind, even after a clean shutdown: whoever ends a replica's processes also removes
+the segments that these had mapped. Python's resource trackers are spared: they end by themselves.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 MARKER = "ORCHESTRATOR_REPLICA_ID"
+_SEGMENT = re.compile(r"(/dev/shm/(?:psm|vllm_dist)_\S+)")
 
 
 def marked(marker: str) -> list[psutil.Process]:
@@ -33,15 +38,38 @@ def marked(marker: str) -> list[psutil.Process]:
     return found
 
 
-def kill_marked(marker: str, *, spare: frozenset[int] = frozenset(), grace_s: float = 2.0) -> list[int]:
-    """End every marked process but `spare`: SIGTERM, `grace_s` seconds, SIGKILL. Returns their pids."""
-    victims = [process for process in marked(marker) if process.pid not in spare]
+def shared_segments(marker: str) -> set[Path]:
+    """vLLM's shared-memory segments that marked processes have mapped."""
+    found = set()
+    for process in marked(marker):
+        with suppress(OSError):
+            found |= {Path(name) for name in _SEGMENT.findall(Path(f"/proc/{process.pid}/maps").read_text())}
+    return found
+
+
+def remove_segments(segments: set[Path]) -> None:
+    """Remove segments, except those that a process still has mapped."""
+    used = set()
+    for process in psutil.process_iter():
+        with suppress(OSError):
+            used |= {Path(name) for name in _SEGMENT.findall(Path(f"/proc/{process.pid}/maps").read_text())}
+    for segment in segments - used:
+        segment.unlink(missing_ok=True)
+
+
+def kill_marked(marker: str, *, grace_s: float = 2.0) -> list[int]:
+    """End every marked process: SIGTERM, `grace_s` seconds, SIGKILL; then their segments. Returns their pids."""
+    segments = shared_segments(marker)
+    victims = marked(marker)
     for process in victims:
-        _quietly(process.terminate)
+        with suppress(psutil.Error):
+            process.terminate()
     _, alive = psutil.wait_procs(victims, timeout=grace_s)
     for process in alive:
-        _quietly(process.kill)
+        with suppress(psutil.Error):
+            process.kill()
     psutil.wait_procs(alive, timeout=grace_s)
+    remove_segments(segments)
     return [process.pid for process in victims]
 
 
@@ -64,14 +92,7 @@ def _reap(parent: int, marker: str) -> None:
 
 
 def _is_tracker(process: psutil.Process) -> bool:
-    return any("resource_tracker" in part for part in process.cmdline())
-
-
-def _quietly(action: object) -> None:
-    try:
-        action()  # type: ignore[operator]
-    except psutil.Error:
-        return
+    return any("multiprocessing.resource_tracker import main" in part for part in process.cmdline())
 
 
 if __name__ == "__main__":

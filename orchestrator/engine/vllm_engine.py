@@ -112,10 +112,12 @@ class VllmEngine:
     async def stop(self) -> None:
         """Shut vLLM down; whatever is left after two seconds is killed."""
         llm, self._llm = self._llm, None
+        segments = await asyncio.to_thread(processes.shared_segments, self._marker)
         if llm is not None:
             shutting = asyncio.get_running_loop().run_in_executor(None, llm.shutdown)
             await asyncio.wait([shutting], timeout=5.0)
         await asyncio.to_thread(processes.kill_marked, self._marker)
+        await asyncio.to_thread(processes.remove_segments, segments)
         if self.spec.preload:
             preload.forget_server()
         if self._reaper is not None:

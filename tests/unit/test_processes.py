@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ processes.start_reaper({marker!r})
 os.environ[processes.MARKER] = {marker!r}
 stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3) # resource_tracker"], start_new_session=True)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3) # multiprocessing.resource_tracker import main"], start_new_session=True)
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -60,3 +61,22 @@ def test_only_marked_processes_are_ended(marker: str) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+def test_segments_go_with_the_last_process_that_maps_them(marker: str) -> None:
+    hold = (
+        "import sys, time\n"
+        "from multiprocessing import resource_tracker, shared_memory\n"
+        "resource_tracker.register = lambda *a: None  # as vLLM's: nobody would clean up\n"
+        "segment = shared_memory.SharedMemory(create=True, size=64)\n"
+        "print(segment.name, flush=True)\n"
+        "time.sleep(600)"
+    )
+    environment = {**os.environ, processes.MARKER: marker}
+    holder = subprocess.Popen([sys.executable, "-c", hold], env=environment, stdout=subprocess.PIPE, text=True)
+    name = Path("/dev/shm") / holder.stdout.readline().strip()
+    assert processes.shared_segments(marker) == {name}
+    processes.remove_segments({name})
+    assert name.exists()
+    processes.kill_marked(marker, grace_s=0.5)
+    assert not name.exists()
