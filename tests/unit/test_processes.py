@@ -20,7 +20,8 @@ processes.start_reaper({marker!r})
 os.environ[processes.MARKER] = {marker!r}
 stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3) # multiprocessing.resource_tracker import main"], start_new_session=True)
+tracker = "import time; time.sleep(3) # multiprocessing.resource_tracker import main"
+subprocess.Popen([sys.executable, "-c", tracker], start_new_session=True)
 print("ready", flush=True)
 time.sleep(600)
 """
