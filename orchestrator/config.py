@@ -135,6 +135,25 @@ class WorkloadConfig:
     concurrency: int = 8
 
 
+class BenchKind(Enum):
+    """Which benchmark `jobs/bench.py` runs."""
+
+    depth = "depth"
+    throughput = "throughput"
+
+
+@dataclass
+class BenchConfig:
+    """What a benchmark varies."""
+
+    kind: BenchKind = BenchKind.depth
+    modes: list[KvUpdate] = field(default_factory=lambda: list(KvUpdate))
+    layers: list[int] = field(default_factory=lambda: [4, 16, 32])
+    rounds: int = 5  # paired repetitions of a timing
+    batch: int = 8  # prompts asked at once
+    tokens: int = 64  # generated for each
+
+
 @dataclass
 class AppConfig:
     """The whole configuration of a run."""
@@ -145,6 +164,7 @@ class AppConfig:
     graph_cache: GraphCacheConfig = field(default_factory=GraphCacheConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     fast_cold_start: bool = True
     replicas: int = 2
     state_dir: str = "${oc.env:ORCHESTRATOR_HOME,${oc.env:HOME}/.cache/orchestrator}"
@@ -173,6 +193,9 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "workload.max_tokens": (lambda v: v >= 1, "at least 1"),
     "workload.concurrency": (lambda v: v >= 1, "at least 1"),
+    "bench.modes": (lambda v: len(v) >= 1, "a list of at least one mode"),
+    "bench.layers": (lambda v: len(v) >= 1 and min(v) >= 1, "a list of depths of at least 1"),
+    "bench.rounds": (lambda v: v >= 1, "at least 1"),
     "workload.prompts": (lambda v: len(v) >= 1, "a list of at least one prompt"),
 }
 

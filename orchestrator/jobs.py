@@ -27,12 +27,20 @@ console = Console(stderr=True)
 _cells: list[dict[str, Any]] = []
 
 
-def main() -> None:
-    """Run the job on the command line and exit."""
+def main(job: str = "run") -> None:
+    """Run the job on the command line and exit.
+
+    Args:
+        job: "run" or "bench".
+    """
+
+    def task(cfg: DictConfig) -> None:
+        _cell(job, cfg)
+
     wanted_full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us: we print one line instead of Hydra's several
     try:
-        hydra.main(config_path=CONF, config_name="config", version_base="1.3")(_cell)()
+        hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
@@ -47,9 +55,9 @@ def main() -> None:
     sys.exit(0 if all(cell["result"]["ok"] for cell in _cells) else _cells[0].get("code", 1))
 
 
-def _cell(cfg: DictConfig) -> None:
+def _cell(job: str, cfg: DictConfig) -> None:
     """One run of Hydra's; in a sweep its failure is recorded, and the others go on."""
-    from orchestrator.run import execute  # Ray only now: `--help` stays instant
+    from orchestrator import bench, run  # Ray only now: `--help` stays instant
 
     settings = HydraConfig.get()
     multirun = settings.mode is RunMode.MULTIRUN
@@ -61,8 +69,10 @@ def _cell(cfg: DictConfig) -> None:
     }
     try:
         with report.Progress(console) as progress:
-            result = execute(load(cfg), progress.say)
-        cell["result"] = report.write_run(folder, result, console)
+            if job == "bench":
+                cell["result"] = report.write_bench(folder, bench.execute(load(cfg), progress.say), console)
+            else:
+                cell["result"] = report.write_run(folder, run.execute(load(cfg), progress.say), console)
     except Exception as error:
         if not multirun:
             raise

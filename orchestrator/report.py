@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from orchestrator.bench import BenchResult
     from orchestrator.run import RunResult
 
 # One colour a phase, in the order of a start.
@@ -66,6 +68,22 @@ def write_run(folder: Path, result: RunResult, console: Console) -> dict[str, An
     console.print(timeline_table(data))
     console.print(f"Report: {folder / 'report.html'}")
     return {**result.summary(), "report": str(folder / "report.html")}
+
+
+def write_bench(folder: Path, result: BenchResult, console: Console) -> dict[str, Any]:
+    """Print a benchmark's table, write bench.json and report.html; returns the RESULT line's object."""
+    data = {"schema": "orchestrator.bench/1", **asdict(result)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(data, indent=2))
+    (folder / "report.html").write_text(_html(f"bench={result.kind}", [], bench=result.rows))
+    table = Table(title=f"bench={result.kind}", title_justify="left")
+    for column in result.rows[0]:
+        table.add_column(column, justify="left" if isinstance(result.rows[0][column], str) else "right")
+    for row in result.rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
+    console.print(f"Report: {folder / 'report.html'}")
+    return {"ok": result.ok, **result.summary, "report": str(folder / "report.html")}
 
 
 def write_sweep(folder: Path, cells: Sequence[dict[str, Any]], console: Console) -> str:
@@ -169,10 +187,21 @@ def _lengths(replica: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _html(title: str, runs: list[dict[str, Any]], rows: Sequence[dict[str, Any]] = ()) -> str:
+def _html(
+    title: str,
+    runs: list[dict[str, Any]],
+    rows: Sequence[dict[str, Any]] = (),
+    bench: Sequence[dict[str, Any]] = (),
+) -> str:
     page = resources.files("orchestrator").joinpath("report.html.j2").read_text()
     longest = max((r["first_token_s"] for run in runs for r in run.get("replicas", [])), default=1.0)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(page).render(
-        title=title, runs=runs, rows=rows, colours=COLOURS, longest=longest, now=time.strftime("%Y-%m-%d %H:%M:%S")
+        title=title,
+        runs=runs,
+        rows=rows,
+        bench=bench,
+        colours=COLOURS,
+        longest=longest,
+        now=time.strftime("%Y-%m-%d %H:%M:%S"),
     )

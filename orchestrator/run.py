@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,7 @@ from orchestrator.engine import Sampling
 from orchestrator.fleet import Fleet
 from orchestrator.graph_cache import bundle, registry
 from orchestrator.graph_cache.client import Outcome
-from orchestrator.plan import Plan, check_heads, make_plan
+from orchestrator.plan import ClusterShape, Plan, check_heads, make_plan
 from orchestrator.replica import Answer, CacheSettings, StartReport
 
 Say = Callable[[str, str], None]  # (who, what happens)
@@ -85,8 +86,55 @@ class RunResult:
         }
 
 
+@dataclass
+class Session:
+    """A Ray to run in, and the fleets that were started in it."""
+
+    app: AppConfig
+    shape: ClusterShape
+    scratch: Path
+    say: Say
+    model: str
+    heads: tuple[int, int] | None
+    _fleets: ExitStack
+
+    def fleet(self, app: AppConfig, label: str = "run") -> Fleet:
+        """A fleet for a variation of the session's configuration; it is stopped with the session."""
+        plan = make_plan(app, self.shape, model=self.model, heads=self.heads, scratch=str(self.scratch / label))
+        for warning in plan.warnings:
+            self.say("plan", warning)
+        fleet = Fleet(plan, _cache(app, plan), app.cluster.placement_timeout_s, self.say)
+        return self._fleets.enter_context(fleet)
+
+
+@contextmanager
+def session(app: AppConfig, say: Say) -> Iterator[Session]:
+    """Prepare everything that can fail cheaply, then Ray; leaves nothing behind.
+
+    Raises:
+        OrchestratorError: the configuration, the model or the cluster is not right.
+    """
+    if app.fast_cold_start and app.cold_start.share_graphs:
+        bundle.signing_key(app.graph_cache.key_file)
+    if app.model.source is ModelSource.tiny:
+        check_heads(app, models.attention_shape(app.model, ""))  # before the model is made
+    shape = cluster.local_shape(app.cluster) if app.cluster.kind is ClusterKind.local else None
+    say("model", f"preparing {app.model.name}")
+    model = models.resolve(app.model, app.state_dir)
+    heads = models.attention_shape(app.model, model)
+    scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
+    try:
+        if shape is not None:
+            make_plan(app, shape, model=model, heads=heads, scratch=str(scratch))
+        with cluster.connected(app.cluster, shape) as real_shape, ExitStack() as fleets:
+            yield Session(app, real_shape, scratch, say, model, heads, fleets)
+            say("cluster", "shutting down")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def execute(app: AppConfig, say: Say) -> RunResult:
-    """Run, and leave nothing behind.
+    """Start the fleet, and ask every replica every prompt.
 
     Args:
         app: the checked configuration.
@@ -96,20 +144,14 @@ def execute(app: AppConfig, say: Say) -> RunResult:
         OrchestratorError: before anything was started, or because a replica did not come up.
     """
     result = RunResult(_plain(app), machine(), " ".join([Path(sys.executable).name, *sys.argv]), time.time())
-    scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
-    try:
-        plan_for, shape = _prepare(app, say, str(scratch))
-        with cluster.connected(app.cluster, shape) as real_shape:
-            plan = plan_for(real_shape)
-            for warning in plan.warnings:
-                say("plan", warning)
-            with Fleet(plan, _cache(app, plan), app.cluster.placement_timeout_s, say) as fleet:
-                result.reports = fleet.start()
-                _ask_all(app, fleet, plan, result, say)
-            say("cluster", "shutting down")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        result.seconds = time.time() - result.started
+    sampling = Sampling(max_tokens=app.workload.max_tokens)
+    with session(app, say) as current:
+        fleet = current.fleet(app)
+        result.reports = fleet.start()
+        for replica in fleet.plan.replicas:
+            say(replica.name, f"answering {len(app.workload.prompts)} prompts")
+            result.answers[replica.name] = fleet.ask_one(replica.name, app.workload.prompts, sampling)
+    result.seconds = time.time() - result.started
     return result
 
 
@@ -133,38 +175,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _prepare(app: AppConfig, say: Say, scratch: str) -> tuple[Callable[[Any], Plan], Any]:
-    """Everything that can fail cheaply, before Ray: signing key, model, heads, and for a local cluster the plan."""
-    if app.fast_cold_start and app.cold_start.share_graphs:
-        bundle.signing_key(app.graph_cache.key_file)
-    shape = cluster.local_shape(app.cluster) if app.cluster.kind is ClusterKind.local else None
-    if app.model.source is ModelSource.tiny:
-        check_heads(app, models.attention_shape(app.model, ""))  # before the model is made
-    say("model", f"preparing {app.model.name}")
-    folder = models.resolve(app.model, app.state_dir)
-    heads = models.attention_shape(app.model, folder)
-    check_heads(app, heads)
-
-    def plan_for(real_shape: Any) -> Plan:
-        return make_plan(app, real_shape, model=folder, heads=heads, scratch=scratch)
-
-    if shape is not None:
-        plan_for(shape)
-    return plan_for, shape
-
-
 def _cache(app: AppConfig, plan: Plan) -> CacheSettings:
     cache = app.graph_cache
     handle = registry.connect(app.cluster.namespace, cache.store, cache.lease_s) if plan.share_graphs else None
     limits = bundle.Limits(cache.max_artifact_mib << 20, cache.max_files)
     return CacheSettings(handle, cache.key_file, limits, cache.wait_timeout_s, cache.lease_s)
-
-
-def _ask_all(app: AppConfig, fleet: Fleet, plan: Plan, result: RunResult, say: Say) -> None:
-    sampling = Sampling(max_tokens=app.workload.max_tokens)
-    for replica in plan.replicas:
-        say(replica.name, f"answering {len(app.workload.prompts)} prompts")
-        result.answers[replica.name] = fleet.ask_one(replica.name, app.workload.prompts, sampling)
 
 
 def _plain(app: AppConfig) -> dict[str, Any]:

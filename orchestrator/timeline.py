@@ -40,6 +40,7 @@ _COMPILED = re.compile(r"Starting torch\.compile|torch\.compile and initial prof
 _WHOLE = re.compile(r"torch\.compile took ([\d.]+) s in total|run together took ([\d.]+) s")
 _SAVED = re.compile(r"saved AOT compiled function to (\S+)$")
 _AGAIN = re.compile(r"Compiling model again due to a load failure from (\S+), reason: (.*)", re.S)
+_COLLECTED = re.compile(r"collected artifacts: \d+ entries, (\d+) artifacts, (\d+) bytes total")
 _BLOCKS = re.compile(r"# (?:GPU|CPU) blocks: ([\d,]+)|KV cache size: ([\d,]+) tokens")
 
 
@@ -73,6 +74,8 @@ class EngineFacts:
     saved: list[str] = field(default_factory=list)  # files written
     again: list[str] = field(default_factory=list)  # why a present artifact was not loaded
     compile_s: float = 0.0
+    artifacts: int = 0  # unique compiled artifacts of a compile, all its pieces together
+    artifact_bytes: int = 0
     kv_tokens: int = 0
     notes: list[str] = field(default_factory=list)  # the plugin's own lines
 
@@ -185,6 +188,8 @@ def facts(events: Iterable[Event]) -> EngineFacts:
             found.again.append(match[2])
         if match := _WHOLE.search(event.text):
             found.compile_s = max(found.compile_s, float(match[1] or match[2]))
+        if match := _COLLECTED.search(event.text):
+            found.artifacts, found.artifact_bytes = int(match[1]), int(match[2])
         if match := _BLOCKS.search(event.text):
             found.kv_tokens = int((match[1] or match[2]).replace(",", ""))
         if event.text.startswith("kv_update="):
@@ -199,7 +204,7 @@ def root_cause(events: Iterable[Event]) -> str:
 
 
 def _is_known(text: str) -> bool:
-    patterns = (_LOADED, _COMPILED, _WHOLE, _SAVED, _AGAIN, _BLOCKS)
+    patterns = (_LOADED, _COMPILED, _WHOLE, _SAVED, _AGAIN, _COLLECTED, _BLOCKS)
     return any(p.search(text) for p in patterns) or any(p.search(text) for p, _ in _PHASE_ENDS)
 
 

@@ -11,9 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 # From what everything may use, to what uses everything.
 ORDER = [
     "errors", "timeline", "config", "models", "vllm_plugin", "graph_cache", "engine", "plan",
-    "replica", "fleet", "cluster", "run", "report", "jobs",
+    "replica", "fleet", "cluster", "run", "bench", "report", "jobs",
 ]  # fmt: skip
-SIBLINGS = {"report": {"run"}}  # for types only
 VLLM_AT_HOME = {"engine", "vllm_plugin"}
 
 
@@ -39,8 +38,7 @@ def test_imports_point_one_way(file: Path) -> None:
         if parts[0] == "vllm":
             assert layer in VLLM_AT_HOME, f"{file.name} imports {name}"
         if parts[0] == "orchestrator" and len(parts) > 1 and parts[1] in ORDER:
-            below = ORDER.index(parts[1]) <= ORDER.index(layer)
-            assert below or parts[1] in SIBLINGS.get(layer, set()), f"{file.name} imports {name}"
+            assert ORDER.index(parts[1]) <= ORDER.index(layer), f"{file.name} imports {name}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())

@@ -1,0 +1,9 @@
+"""Benchmarks: ours against stock and against each other, in one run.
+
+python jobs/bench.py bench=depth model=tiny_llama
+"""
+
+from orchestrator.jobs import main
+
+if __name__ == "__main__":
+    main("bench")

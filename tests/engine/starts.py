@@ -1,0 +1,102 @@
+"""Run in a process of its own: start one model several times, in several modes, and say what each start did.
+
+python -m tests.engine.starts '{"model": ..., "starts": [{"mode": "stock" | a kv_update mode, "cache": folder}, ...]}'
+Prints one JSON line: for each start the tokens, a digest of every layer's KV cache, and vLLM's own counters.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import sys
+from typing import Any
+
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+PROMPTS = ["The capital of France is", "def main(argument):", "Hello, my name is", "0 1 2 3 4 5 6 7 8 9 10"]
+
+
+def start(model: str, mode: str, cache: str, wrong_order: bool = False) -> dict[str, Any]:
+    import torch
+    from vllm import LLM, SamplingParams
+    from vllm.compilation.counter import compilation_counter
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    os.environ["VLLM_CACHE_ROOT"] = cache
+    torch._dynamo.reset()
+    before = compilation_counter.clone()
+    plugin = {} if mode == "stock" else {"additional_config": {"orchestrator": {"kv_update": mode}}}
+    if wrong_order:
+        plant_wrong_order()
+    llm = LLM(
+        model,
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=4,
+        max_num_batched_tokens=512,
+        kv_cache_memory_bytes=16 << 20,
+        enable_prefix_caching=False,
+        seed=0,
+        **plugin,
+    )
+    outputs = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=16, ignore_eos=True), use_tqdm=False)
+    found = {
+        "tokens": [list(o.outputs[0].token_ids) for o in outputs],
+        "kv": llm.collective_rpc(kv_digests)[0],
+        "loaded": compilation_counter.num_aot_artifacts_loaded - before.num_aot_artifacts_loaded,
+        "compiled": compilation_counter.num_aot_compiles - before.num_aot_compiles,
+        "artifacts": compilation_counter.num_compiled_artifacts_saved - before.num_compiled_artifacts_saved,
+    }
+    del llm
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    return found
+
+
+def kv_digests(worker: Any) -> list[str]:
+    """A digest of each layer's KV cache, by layer name."""
+    layers = worker.model_runner.compilation_config.static_forward_context
+    caches = [(name, layer.kv_cache) for name, layer in sorted(layers.items()) if hasattr(layer, "kv_cache")]
+    return [f"{name} {hashlib.sha256(_bytes(cache)).hexdigest()[:16]}" for name, cache in caches]
+
+
+def _bytes(cache: Any) -> bytes:
+    import torch
+
+    tensors = [cache] if isinstance(cache, torch.Tensor) else list(cache)
+    return b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for t in tensors if t.numel())
+
+
+def plant_wrong_order() -> None:
+    """Announce the first two layers in each other's place, behind the pass's own checks."""
+    from orchestrator.vllm_plugin import kv_runtime
+
+    enter, swapped = kv_runtime.enter_piece, {}
+
+    def enter_wrong(names: tuple[str, ...]) -> None:
+        first, second = "model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn"
+        swapped.update({first: second, second: first})
+        enter(tuple(swapped.get(name, name) for name in names))
+
+    kv_runtime.enter_piece = enter_wrong
+    enter_wrong.__module__, enter_wrong.__name__, enter_wrong.__qualname__ = (
+        kv_runtime.__name__,
+        "enter_piece",
+        "enter_piece",
+    )
+
+
+def main() -> None:
+    wanted = json.loads(sys.argv[1])
+    found = []
+    for one in wanted["starts"]:
+        try:
+            found.append(start(wanted["model"], one["mode"], one["cache"], one.get("wrong_order", False)))
+        except Exception as error:
+            found.append({"error": f"{type(error).__name__}: {error}"})
+    print("STARTS " + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
