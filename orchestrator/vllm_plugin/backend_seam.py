@@ -71,6 +71,7 @@ def _split_in_mode(mode: str, graph: Any, splitting_ops: list[str], split_graph:
     from orchestrator.vllm_plugin import kv_runtime  # noqa: F401  (registers the ops)
 
     kv_pass.take_names(graph.graph, updates, keep_name=mode == "inline")
+    kv_pass.localise_sizes(graph.graph)
     logger.info("kv_update=%s: %d KV updates stay in compiled pieces.", mode, len(updates))
     return split_graph(graph, splitting_ops)
 

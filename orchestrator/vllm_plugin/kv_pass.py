@@ -80,6 +80,25 @@ def take_names(graph: fx.Graph, updates: list[Update], *, keep_name: bool) -> No
             node.meta[_NAME_META] = update.layer
 
 
+def localise_sizes(graph: fx.Graph) -> None:
+    """Let each user of a size compute it for itself, instead of getting it from another layer's piece.
+
+    Tracing computes the workspace size of a mixture of experts once, in the first such layer, and hands it on: that
+    alone makes the first layer's piece another graph than all the others.
+    """
+    for node in list(graph.nodes):
+        sizes_only = all(_is_size(source) for source in node.all_input_nodes)
+        if node.op != "call_function" or not _is_size(node) or not sizes_only:
+            continue
+        for user in list(node.users)[1:]:
+            with graph.inserting_before(user):
+                user.replace_input_with(node, graph.node_copy(node))
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("example_value"), torch.SymInt)
+
+
 def announce_names(split: fx.GraphModule) -> None:
     """Write `enter_piece` before each piece with nameless updates and `check_layer` before the attention it feeds."""
     from orchestrator.vllm_plugin import kv_runtime

@@ -55,10 +55,11 @@ def start(model: str, mode: str, cache: str, wrong_order: bool = False) -> dict[
 
 
 def kv_digests(worker: Any) -> list[str]:
-    """A digest of each layer's KV cache, by layer name."""
+    """For each layer its name, a digest of its KV cache, and how many bytes of it are not 0."""
     layers = worker.model_runner.compilation_config.static_forward_context
     caches = [(name, layer.kv_cache) for name, layer in sorted(layers.items()) if hasattr(layer, "kv_cache")]
-    return [f"{name} {hashlib.sha256(_bytes(cache)).hexdigest()[:16]}" for name, cache in caches]
+    found = [(name, _bytes(cache)) for name, cache in caches]
+    return [f"{name} {hashlib.sha256(data).hexdigest()[:16]} {len(data) - data.count(0)}" for name, data in found]
 
 
 def _bytes(cache: Any) -> bytes:

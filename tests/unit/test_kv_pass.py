@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import fx
 from torch._library.fake_class_registry import FakeScriptObject
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.passes.split_module import split_module
 
 from orchestrator.vllm_plugin import kv_pass
@@ -184,3 +185,21 @@ def test_a_layer_without_an_update_is_left_alone(monkeypatch) -> None:
     stitched = split(gm)
     kv_pass.announce_names(stitched)
     assert not [n for n in stitched.graph.nodes if n.target in (runtime.enter_piece, runtime.check_layer)]
+
+
+def test_sizes_are_computed_where_they_are_used() -> None:
+    """One `prod` with users in three layers becomes one for each, and the graph still says the same."""
+    size = ShapeEnv().create_unbacked_symint()
+    graph = fx.Graph()
+    x, tokens = graph.placeholder("x"), graph.placeholder("tokens")
+    tokens.meta["example_value"] = size
+    workspace = graph.call_function(operator.mul, (tokens, 4))
+    workspace.meta["example_value"] = size * 4
+    sums = [graph.call_function(torch.add, (x, workspace)) for _ in range(3)]
+    graph.output(tuple(sums))
+    gm = fx.GraphModule(torch.nn.Module(), graph)
+    kv_pass.localise_sizes(graph)
+    graph.lint()
+    gm.recompile()
+    assert len({s.args[1] for s in sums}) == 3
+    assert [float(t) for t in gm(torch.tensor(1.0), 2)] == [9.0, 9.0, 9.0]

@@ -1,0 +1,61 @@
+"""Layer-index KV update on real models: stock vLLM's tokens and KV-cache bytes, cold and warm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import models
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def starts(model: str, *wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.engine.starts", json.dumps({"model": model, "starts": list(wanted)})]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("STARTS ")]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(lines[0].removeprefix("STARTS "))
+
+
+# Unique artifacts do not depend on depth: first piece, last piece, and one for each kind of layer between.
+@pytest.mark.parametrize(
+    ("name", "artifacts"),
+    [("tiny_llama", 3), ("tiny_qwen3", 3), ("tiny_mixtral", 3), ("tiny_deepseek_v2", 4), ("tiny_gemma3", 3)],
+)
+def test_tokens_and_kv_bytes_are_stocks_cold_and_warm(
+    name: str, artifacts: int, make_app, state: str, tmp_path: Path
+) -> None:
+    model = models.resolve(make_app(f"model={name}").model, state)
+    ours = {"mode": "layer_index", "cache": f"{tmp_path}/ours"}
+    stock, cold, warm = starts(model, {"mode": "stock", "cache": f"{tmp_path}/stock"}, ours, ours)
+    assert all(int(layer.split()[2]) > 0 for layer in stock["kv"])  # something was written
+    if name != "tiny_gemma3":  # whose window and full layers share one tensor
+        assert len({layer.split()[1] for layer in stock["kv"]}) == len(stock["kv"])
+    for found in (cold, warm):
+        assert found["tokens"] == stock["tokens"]
+        assert found["kv"] == stock["kv"]
+    assert (cold["loaded"], cold["compiled"], cold["artifacts"]) == (0, 1, artifacts)
+    assert (warm["loaded"], warm["compiled"]) == (1, 0)
+
+
+def test_modes_do_not_share_a_cache_and_the_guard_raises(make_app, state: str, tmp_path: Path) -> None:
+    model = models.resolve(make_app("model=tiny_llama").model, state)
+    cache = f"{tmp_path}/one"
+    kinds = ["layer_index", "layer_name", "split", "inline"]
+    *modes, wrong = starts(
+        model,
+        *({"mode": kind, "cache": cache} for kind in kinds),
+        {"mode": "layer_index", "cache": f"{tmp_path}/wrong", "wrong_order": True},
+    )
+    assert [m["loaded"] for m in modes] == [0, 0, 0, 0]
+    assert [m["artifacts"] for m in modes] == [3, 3, 3, 5]  # inline: one for each of 4 layers, and the first piece
+    assert all(m["tokens"] == modes[0]["tokens"] and m["kv"] == modes[0]["kv"] for m in modes)
+    assert "LayerNameMismatch" in wrong["error"]
+    assert "'model.layers.1.self_attn.attn' was updated" in wrong["error"]
+    assert "attention reads 'model.layers.0.self_attn.attn'" in wrong["error"]
