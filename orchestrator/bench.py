@@ -12,12 +12,13 @@ from typing import Any
 from orchestrator import run
 from orchestrator.config import AppConfig, BenchKind, KvUpdate, ModelSource
 from orchestrator.engine import Sampling
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.fleet import Fleet
 from orchestrator.replica import StartReport
+from orchestrator.timeline import COMPILE_PHASES
 
+_FIGURES = ("artifacts", "artifact_kib", "dynamo_s", "inductor_s", "compile_s", "warm_load_s")
 Say = Callable[[str, str], None]
-_COMPILE = ("dynamo", "inductor", "artifact load")
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,14 @@ def _depth(app: AppConfig, say: Say) -> BenchResult:
         for mode in app.bench.modes:
             say("bench", f"{mode.value}, {layers} layers")
             cell = _cell(app, mode, layers)
-            result = run.execute(cell, say)
-            rows.append({"mode": mode.value, "layers": layers, **_compile_figures(result.reports), "ok": result.ok})
+            row: dict[str, Any] = {"mode": mode.value, "layers": layers}
+            try:
+                result = run.execute(cell, say)
+                row |= {**_compile_figures(result.reports), "ok": result.ok}
+            except OrchestratorError as error:  # the other cells are still worth having
+                say("bench", f"failed: {error}")
+                row |= {**dict.fromkeys(_FIGURES), "second": str(error), "ok": False}
+            rows.append(row)
     summary: dict[str, Any] = {"unique_artifacts": {}, "compile_s": {}}
     for row in rows:
         summary["unique_artifacts"].setdefault(row["mode"], {})[str(row["layers"])] = row["artifacts"]
@@ -74,7 +81,7 @@ def _cell(app: AppConfig, mode: KvUpdate, layers: int | None = None) -> AppConfi
 
 def _compile_figures(reports: list[StartReport]) -> dict[str, Any]:
     cold, warm = reports[0], reports[1]
-    phases = {name: sum(p.seconds for p in cold.phases if p.name == name) for name in _COMPILE}
+    phases = {name: sum(p.seconds for p in cold.phases if p.name == name) for name in COMPILE_PHASES}
     load = sum(p.seconds for p in warm.phases if p.name == "artifact load")
     return {
         "artifacts": cold.facts.artifacts,

@@ -15,6 +15,8 @@ from jinja2 import Environment
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.timeline import COMPILE_PHASES
+
 if TYPE_CHECKING:
     from orchestrator.bench import BenchResult
     from orchestrator.run import RunResult
@@ -111,7 +113,9 @@ def comparison_row(cell: dict[str, Any]) -> dict[str, Any]:
         row["model"] = config["model"]
         row["stock"] = not config["fast_cold_start"]
         row["tokens"] = [a["token_ids"] for a in next(iter(data["answers"].values()))]
-        row["compile_s"] = [r["engine"]["compile_s"] for r in data["replicas"]]
+        row["compile_s"] = [
+            round(sum(_lengths(r).get(name, 0.0) for name in COMPILE_PHASES), 1) for r in data["replicas"]
+        ]
         row["outcomes"] = [r["receipt"]["outcome"] for r in data["replicas"]]
     return row
 
@@ -166,7 +170,14 @@ def answers_table(data: dict[str, Any]) -> Table:
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One line a cell."""
     table = Table(title="Sweep", title_justify="left")
-    for column in ("cell", "first token s", "receipts", "compile s", "tokens as stock", "sooner than stock cold"):
+    for column in (
+        "cell",
+        "first token s",
+        "receipts",
+        "compile or load s",
+        "tokens as stock",
+        "sooner than stock cold",
+    ):
         table.add_column(column)
     for row in rows:
         if row.get("error"):

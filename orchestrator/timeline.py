@@ -35,6 +35,8 @@ _PHASE_ENDS = (
     (re.compile(r"Graph capturing finished"), "graph capture"),
     (re.compile(r"init engine \(profile"), "kv cache"),
 )
+# What the graph cache is about; stock vLLM on CPU reports all of it as "inductor".
+COMPILE_PHASES = ("dynamo", "inductor", "artifact load")
 _LOADED = re.compile(r"Directly load AOT compilation from path (\S+?),?$")
 _COMPILED = re.compile(r"Starting torch\.compile|torch\.compile and initial profiling")
 _WHOLE = re.compile(r"torch\.compile took ([\d.]+) s in total|run together took ([\d.]+) s")

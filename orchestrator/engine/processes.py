@@ -81,14 +81,20 @@ def start_reaper(marker: str) -> subprocess.Popen[bytes]:
 
 
 def _reap(parent: int, marker: str) -> None:
-    try:
+    """Wait for the parent's end, then clean up. Segments are noted on the way: a Ctrl-C ends their owners first."""
+    segments: set[Path] = set()
+    pause, next_look = 0.5, time.monotonic()
+    with suppress(psutil.NoSuchProcess):
         process = psutil.Process(parent)
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.5)
-    except psutil.NoSuchProcess:
-        pass
+            if time.monotonic() >= next_look:
+                segments |= shared_segments(marker)
+                pause = min(2 * pause, 60.0)  # they are made at the engine's start
+                next_look = time.monotonic() + pause
+            time.sleep(0.25)
     while kill_marked(marker, grace_s=0.5):  # again, for what was being started meanwhile
         time.sleep(0.2)
+    remove_segments(segments)
 
 
 def _is_tracker(process: psutil.Process) -> bool:

@@ -41,11 +41,14 @@ def install() -> None:
         return _split_in_mode(str(mode), graph, splitting_ops, split_graph)
 
     def generate_execution_code(split_gm: Any) -> Any:
-        if kv_update_mode(_compiling.get()) != "layer_index":
+        mode = kv_update_mode(_compiling.get())
+        if mode not in ("layer_index", "inline"):
             return generate(split_gm)
         from orchestrator.vllm_plugin import kv_pass, kv_runtime
 
-        kv_pass.announce_names(split_gm)
+        if mode == "layer_index":
+            kv_pass.announce_names(split_gm)
+        # A warm load traces nothing: it is this import that registers our ops there.
         code, names, consts = generate(split_gm)
         module = kv_runtime.__name__
         return f"import {module}\n{module}.check_abi({kv_runtime.ABI})\n{code}", names, consts

@@ -59,3 +59,7 @@ def test_modes_do_not_share_a_cache_and_the_guard_raises(make_app, state: str, t
     assert "LayerNameMismatch" in wrong["error"]
     assert "'model.layers.1.self_attn.attn' was updated" in wrong["error"]
     assert "attention reads 'model.layers.0.self_attn.attn'" in wrong["error"]
+    for kind in ("inline", "layer_name"):  # in a process that has traced nothing
+        (warm,) = starts(model, {"mode": kind, "cache": cache})
+        assert (warm.get("loaded"), warm.get("compiled")) == (1, 0), warm
+        assert warm["tokens"] == modes[0]["tokens"]

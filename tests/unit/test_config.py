@@ -29,8 +29,8 @@ def test_every_yaml_composes_and_plans(file: Path, make_app) -> None:
     assert len(plan.replicas) == app.replicas
 
 
-def job(*overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "jobs/run.py", "hydra.run.dir=/tmp/orchestrator-test-run", *overrides]
+def job(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "jobs/run.py", f"hydra.run.dir={folder}", *overrides]
     env = {**os.environ, "RAY_ADDRESS": "nowhere:1"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=env, check=False)
 
@@ -47,8 +47,10 @@ def job(*overrides: str) -> subprocess.CompletedProcess[str]:
         ("cluster.placement_strategy=CLOSE", "has to be one of PACK"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_starts(override: str, said: str) -> None:
-    done = job(override, "state_dir=" + os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache/orchestrator")))
+def test_a_mistake_is_one_line_before_anything_starts(override: str, said: str, tmp_path: Path) -> None:
+    done = job(
+        tmp_path, override, "state_dir=" + os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache/orchestrator"))
+    )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2, done.stderr
     assert len(errors) == 1
