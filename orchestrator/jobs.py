@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -25,6 +26,7 @@ from orchestrator.errors import ConfigError, OrchestratorError
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 console = Console(stderr=True)
 _cells: list[dict[str, Any]] = []
+_interrupted = False
 
 
 def main(job: str = "run") -> None:
@@ -37,6 +39,7 @@ def main(job: str = "run") -> None:
     def task(cfg: DictConfig) -> None:
         _cell(job, cfg)
 
+    signal.signal(signal.SIGINT, _on_interrupt)
     wanted_full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us: we print one line instead of Hydra's several
     try:
@@ -44,6 +47,8 @@ def main(job: str = "run") -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
+        if _interrupted:
+            _fail("interrupted", 130)
         if wanted_full == "1":
             traceback.print_exc()
         _fail(_one_line(error), 2 if _is_config_error(error) else 1)
@@ -74,7 +79,7 @@ def _cell(job: str, cfg: DictConfig) -> None:
             else:
                 cell["result"] = report.write_run(folder, run.execute(load(cfg), progress.say), console)
     except Exception as error:
-        if not multirun:
+        if not multirun or _interrupted:
             raise
         line = _one_line(error)
         cell |= {"result": {"ok": False, "error": line}, "code": 2 if _is_config_error(error) else 1}
@@ -83,6 +88,13 @@ def _cell(job: str, cfg: DictConfig) -> None:
     _cells.append(cell)
     if not multirun:
         print("RESULT " + json.dumps(cell["result"]))
+
+
+def _on_interrupt(*_: object) -> None:
+    """Ctrl-C reaches Ray's processes too, and what they then raise may be the first that we see."""
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
 
 
 def _is_config_error(error: BaseException) -> bool:

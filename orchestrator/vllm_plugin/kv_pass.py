@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 UPDATE_OPS = ("vllm::unified_kv_cache_update", "vllm::unified_mla_kv_cache_update")
+OURS = "orchestrator"  # the namespace of the ops without a name
 _NAME_ARG = 2  # of both ops
 _NAME_META = "orchestrator_layer"
 
@@ -71,7 +72,7 @@ def take_names(graph: fx.Graph, updates: list[Update], *, keep_name: bool) -> No
         node = update.node
         mla = op_name(node) == UPDATE_OPS[1]
         base = "mla_kv_cache_update" if mla else "kv_cache_update"
-        packet = getattr(torch.ops.orchestrator, f"{base}_named" if keep_name else base)
+        packet = getattr(getattr(torch.ops, OURS), f"{base}_named" if keep_name else base)
         args = [node.args[i] if i < len(node.args) else node.kwargs[n] for i, n in enumerate(_schema_names(node))]
         args[_NAME_ARG : _NAME_ARG + 1] = [update.layer] if keep_name else []
         node.target = packet.default

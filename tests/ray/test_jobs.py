@@ -18,7 +18,8 @@ FAKE = ["engine=fake", "model=tiny_llama", "graph_cache=per_run", "cluster.num_c
 
 def start(job: str, *overrides: str, state: Path) -> subprocess.Popen[str]:
     command = [sys.executable, f"jobs/{job}.py", *overrides]
-    env = {**os.environ, "ORCHESTRATOR_HOME": str(state)}
+    # scratch folders where the test can see them; Ray's stay where its socket paths fit
+    env = {**os.environ, "ORCHESTRATOR_HOME": str(state), "TMPDIR": str(state), "RAY_TMPDIR": "/tmp"}
     return subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -85,13 +86,14 @@ def test_a_sweep_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     process = start("run", *FAKE, f"hydra.run.dir={tmp_path}/out", "+engine.extra.fake_compile_s=60", state=tmp_path)
     deadline = time.monotonic() + 60
-    while not list(Path("/tmp").glob("orchestrator-*/replica-0/events.jsonl")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("orchestrator-*/replica-0/events.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     code, result, _ = finish(process, timeout=60)
     assert code == 130
     assert result == {"ok": False, "error": "interrupted"}
+    assert not list(tmp_path.glob("orchestrator-*"))
     assert session_is_empty(process)
 
 

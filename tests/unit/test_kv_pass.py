@@ -1,6 +1,6 @@
 """The graph pass on real FX graphs: names by call order, one graph for all layers, and every refusal.
 
-The ops are stand-ins with vLLM's names and schemas; nothing of vLLM is imported.
+The ops are stand-ins with vLLM's schemas, in a namespace of their own: the real ones may be in this process too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.fx.passes.split_module import split_module
 
 from orchestrator.vllm_plugin import kv_pass
 
-library = torch.library.Library("vllm", "FRAGMENT")
+library = torch.library.Library("standin", "FRAGMENT")
 library.define("unified_kv_cache_update(Tensor key, Tensor value, str layer_name) -> Tensor")
 library.define(
     "unified_mla_kv_cache_update(Tensor kv_c, Tensor k_pe, str layer_name, str kv_cache_dtype, Tensor k_scale)"
@@ -26,12 +26,19 @@ library.define(
     "unified_attention_with_output(Tensor q, Tensor k, Tensor v, Tensor output, str layer_name, "
     "Tensor? kv_cache_dummy_dep=None) -> ()"
 )
-ours = torch.library.Library("orchestrator", "FRAGMENT")
+ours = torch.library.Library("standin_ours", "FRAGMENT")
 ours.define("kv_cache_update(Tensor key, Tensor value) -> Tensor")
 ours.define("kv_cache_update_named(Tensor key, Tensor value, str layer_name) -> Tensor")
 ours.define("mla_kv_cache_update(Tensor kv_c, Tensor k_pe, str kv_cache_dtype, Tensor k_scale) -> Tensor")
-vllm = torch.ops.vllm
-SPLITTING = ["vllm::unified_attention_with_output"]
+vllm = torch.ops.standin
+SPLITTING = ["standin::unified_attention_with_output"]
+
+
+@pytest.fixture(autouse=True)
+def standins(monkeypatch) -> None:
+    names = tuple(name.replace("vllm::", "standin::") for name in kv_pass.UPDATE_OPS)
+    monkeypatch.setattr(kv_pass, "UPDATE_OPS", names)
+    monkeypatch.setattr(kv_pass, "OURS", "standin_ours")
 
 
 class Name:
@@ -96,7 +103,7 @@ def test_names_come_in_call_order_and_leave_the_pieces(hoisted: bool) -> None:
     kv_pass.take_names(gm.graph, updates, keep_name=False)
     assert not [n for n in gm.graph.nodes if kv_pass.op_name(n) in kv_pass.UPDATE_OPS]
     stitched = split(gm)
-    pieces = [m for _, m in stitched.named_children() if "orchestrator.kv_cache_update" in m.code]
+    pieces = [m for _, m in stitched.named_children() if "standin_ours.kv_cache_update" in m.code]
     assert len(pieces) == len(ORDER)
     assert not [piece for piece in pieces if "layers" in piece.code]
 
@@ -142,14 +149,14 @@ def test_the_stitching_code_announces_and_checks_each_layer(monkeypatch, mla: bo
 def test_inline_keeps_each_name_in_its_graph() -> None:
     gm = model(ORDER)
     kv_pass.take_names(gm.graph, kv_pass.find_updates(gm.graph, SPLITTING), keep_name=True)
-    baked = [n.args[2] for n in gm.graph.nodes if kv_pass.op_name(n) == "orchestrator::kv_cache_update_named"]
+    baked = [n.args[2] for n in gm.graph.nodes if kv_pass.op_name(n) == "standin_ours::kv_cache_update_named"]
     assert baked == ORDER
 
 
 def test_mla_keeps_its_other_arguments() -> None:
     gm = model(ORDER[:1], mla=True)
     kv_pass.take_names(gm.graph, kv_pass.find_updates(gm.graph, SPLITTING), keep_name=False)
-    (node,) = [n for n in gm.graph.nodes if kv_pass.op_name(n) == "orchestrator::mla_kv_cache_update"]
+    (node,) = [n for n in gm.graph.nodes if kv_pass.op_name(n) == "standin_ours::mla_kv_cache_update"]
     assert node.args[2] == "auto"
     assert node.args[3].name == "scale"
 
