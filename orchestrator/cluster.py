@@ -48,7 +48,9 @@ def connected(cluster: ClusterConfig, shape: ClusterShape | None) -> Iterator[Cl
             ray.init(address=address, namespace=cluster.namespace, log_to_driver=False)
         except (ConnectionError, OSError) as error:
             raise ConfigError(
-                f"No Ray cluster at {address}.", where="cluster.address", hint="Start one with `ray start --head`."
+                f"No Ray cluster at {address}: {error}.",
+                where="cluster.address",
+                hint="Start one with `ray start --head`; if it wants tokens, set RAY_AUTH_MODE=token here too.",
             ) from error
     else:
         os.environ.pop("RAY_ADDRESS", None)  # a local cluster is asked for: never join another by accident
