@@ -90,7 +90,6 @@ class RunResult:
 class Session:
     """A Ray to run in, and the fleets that were started in it."""
 
-    app: AppConfig
     shape: ClusterShape
     scratch: Path
     say: Say
@@ -127,7 +126,7 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
         if shape is not None:
             make_plan(app, shape, model=model, heads=heads, scratch=str(scratch))
         with cluster.connected(app.cluster, shape) as real_shape, ExitStack() as fleets:
-            yield Session(app, real_shape, scratch, say, model, heads, fleets)
+            yield Session(real_shape, scratch, say, model, heads, fleets)
             say("cluster", "shutting down")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -42,8 +42,7 @@ def shared_segments(marker: str) -> set[Path]:
     """vLLM's shared-memory segments that marked processes have mapped."""
     found = set()
     for process in marked(marker):
-        with suppress(OSError):
-            found |= {Path(name) for name in _SEGMENT.findall(Path(f"/proc/{process.pid}/maps").read_text())}
+        found |= _mapped(process)
     return found
 
 
@@ -51,8 +50,7 @@ def remove_segments(segments: set[Path]) -> None:
     """Remove segments, except those that a process still has mapped."""
     used = set()
     for process in psutil.process_iter():
-        with suppress(OSError):
-            used |= {Path(name) for name in _SEGMENT.findall(Path(f"/proc/{process.pid}/maps").read_text())}
+        used |= _mapped(process)
     for segment in segments - used:
         segment.unlink(missing_ok=True)
 
@@ -95,6 +93,14 @@ def _reap(parent: int, marker: str) -> None:
     while kill_marked(marker, grace_s=0.5):  # again, for what was being started meanwhile
         time.sleep(0.2)
     remove_segments(segments)
+
+
+def _mapped(process: psutil.Process) -> set[Path]:
+    try:
+        maps = Path(f"/proc/{process.pid}/maps").read_text()
+    except OSError:  # it is gone, or not ours to look at
+        return set()
+    return {Path(name) for name in _SEGMENT.findall(maps)}
 
 
 def _is_tracker(process: psutil.Process) -> bool:

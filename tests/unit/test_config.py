@@ -15,7 +15,6 @@ from orchestrator.plan import ClusterShape, Node, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = [p for p in sorted((ROOT / "conf").glob("*/*.yaml")) if p.parent.name != "hydra"]
-NEEDS = {"path": ["model.id=/tmp/some-model"]}
 
 
 @pytest.mark.parametrize("file", GROUPS, ids=lambda p: f"{p.parent.name}={p.stem}")
