@@ -96,7 +96,9 @@ class ColdStartConfig:
     """What `fast_cold_start: true` switches on."""
 
     kv_update: KvUpdate = KvUpdate.layer_index
+    trace_once: bool = True  # Dynamo traces one layer of each kind, and stamps out the others
     share_graphs: bool = True
+    quick_cpu_probe: bool = True  # with preload: ask the compiler for its flags, build no programs to see what runs
     preload: bool = True  # fork the engine's processes from a server that imports vLLM while the replica does
 
 

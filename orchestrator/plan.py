@@ -93,6 +93,7 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, heads: tuple[i
             chat=app.model.chat,
             cpu=app.engine.device is Device.cpu,
             preload=not stock and app.cold_start.preload,
+            quick_cpu_probe=not stock and app.cold_start.preload and app.cold_start.quick_cpu_probe,
         )
         replicas.append(
             ReplicaPlan(name, spec, app.engine.kind, bundles, _strategy(app, bundles), app.engine.tensor_parallel_size)
@@ -170,7 +171,10 @@ def _engine_args(app: AppConfig, backend: str | None) -> dict[str, Any]:
     if backend is not None:
         args["distributed_executor_backend"] = backend
     if app.fast_cold_start:
-        args["additional_config"] = {"orchestrator": {"kv_update": app.cold_start.kv_update.value}}
+        start = app.cold_start
+        args["additional_config"] = {
+            "orchestrator": {"kv_update": start.kv_update.value, "trace_once": start.trace_once}
+        }
     return {**args, **engine.extra}
 
 

@@ -25,6 +25,7 @@ class EngineSpec:
         chat: prompts are user messages; the model's chat template is applied.
         cpu: it runs on CPU, not on GPUs.
         preload: fork the engine's processes from a server that has imported vLLM.
+        quick_cpu_probe: those processes do not build programs to learn what the CPU runs.
     """
 
     replica: str
@@ -38,6 +39,7 @@ class EngineSpec:
     chat: bool = False
     cpu: bool = True
     preload: bool = False
+    quick_cpu_probe: bool = False
 
     @property
     def events_file(self) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 _MODULE = "orchestrator.engine.preloaded"
-KNOWN_CPU = "ORCHESTRATOR_KNOWN_CPU"  # set to 1 once graphs for this very CPU were restored
+# How Inductor learns what the CPU runs: "known" (graphs for this very CPU were restored), "flags" (ask the compiler).
+CPU_PROBE = "ORCHESTRATOR_CPU_PROBE"
 
 
 class _Process(ForkServerProcess):
@@ -95,18 +97,31 @@ def inspect_models_here() -> None:
 def _adopt_environment() -> None:
     """Apply what libgomp and Inductor would have found out at load time, which was too early.
 
-    vLLM's CPU executor binds threads by GOMP_CPU_AFFINITY (`OMPProcessManager`). Inductor compiles a probe and loads
-    it in a subprocess, for 3 s, to learn whether this CPU runs what the compiler makes; restored graphs have answered
-    that, for their key holds the CPU's instruction set.
+    vLLM's CPU executor binds threads by GOMP_CPU_AFFINITY (`OMPProcessManager`). Inductor builds up to six programs
+    and loads each in a subprocess, for 8 s, to learn whether the CPU features that it read run what the compiler makes.
+    Restored graphs have answered that, for their key holds the CPU's instruction set; otherwise it is enough that the
+    compiler takes the flags, since the first kernel is built with them right away.
     """
     import torch
     from torch._inductor.cpu_vec_isa import VecISA
 
-    if os.environ.get(KNOWN_CPU) == "1":
-        VecISA.check_build = lambda self, code: True  # not the setting vec_isa_ok: that is part of vLLM's key
+    probe = {"known": lambda isa, code: True, "flags": compiler_takes_flags}.get(os.environ.get(CPU_PROBE, ""))
+    if probe is not None:
+        VecISA.check_build = probe  # not the setting vec_isa_ok: that is part of vLLM's key
     if cores := os.environ.get("GOMP_CPU_AFFINITY", "").split():
         os.sched_setaffinity(0, {int(core) for core in cores})
         torch.set_num_threads(len(cores))
+
+
+def compiler_takes_flags(isa: Any, code: str) -> bool:
+    """Stands in for `VecISA.check_build`: a syntax check of nothing, with the instruction set's flags."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    flags = [f"-{flag.lstrip('-')}" for flag in isa.build_arch_flags().split()]
+    command = [get_cpp_compiler(), *flags, "-fsyntax-only", "-x", "c++", "-"]
+    return (
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60).returncode == 0
+    )
 
 
 def _cpu_libraries() -> list[str]:

@@ -62,8 +62,8 @@ class VllmEngine:
 
     async def start(self, *, restored: bool = False) -> timeline.EngineFacts:
         """Start EngineCore and workers; on failure kill them and raise the root cause."""
-        if restored and self.spec.preload and self.spec.cpu:
-            os.environ[preload.KNOWN_CPU] = "1"
+        if self.spec.cpu and self.spec.quick_cpu_probe:
+            os.environ[preload.CPU_PROBE] = "known" if restored else "flags"
         self._reaper = processes.start_reaper(self._marker)
         building = asyncio.get_running_loop().run_in_executor(self._thread, self._build)
         deadline = time.monotonic() + self.spec.start_timeout_s

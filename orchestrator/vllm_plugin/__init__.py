@@ -15,7 +15,8 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from orchestrator.vllm_plugin import backend_seam, piecewise_cpu
+    from orchestrator.vllm_plugin import backend_seam, piecewise_cpu, trace_once
 
     piecewise_cpu.install()
     backend_seam.install()
+    trace_once.install()

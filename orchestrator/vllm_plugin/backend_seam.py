@@ -9,6 +9,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
+from torch import fx, nn
+
+from orchestrator.vllm_plugin import trace_once
 from orchestrator.vllm_plugin.settings import kv_update_mode, logger
 
 _compiling: ContextVar[Any] = ContextVar("orchestrator_compiling", default=None)  # the VllmConfig being compiled
@@ -20,6 +23,7 @@ _KV_FUSIONS = ("fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache", "fuse_rope_kvca
 def install() -> None:
     """Wrap `VllmBackend.__call__`, `split_graph` and `generate_execution_code`."""
     from vllm.compilation import backends
+    from vllm.compilation.caching import VllmSerializableFunction
 
     call, split_graph, generate = (
         backends.VllmBackend.__call__,
@@ -27,10 +31,11 @@ def install() -> None:
         backends.generate_execution_code,
     )
 
-    def compile_graph(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def compile_graph(self: Any, graph: Any, *args: Any, **kwargs: Any) -> Any:
+        trace_once.inline_regions(graph)
         token = _compiling.set(self.vllm_config)
         try:
-            return call(self, *args, **kwargs)
+            return call(self, graph, *args, **kwargs)
         finally:
             _compiling.reset(token)
 
@@ -53,9 +58,32 @@ def install() -> None:
         module = kv_runtime.__name__
         return f"import {module}\n{module}.check_abi({kv_runtime.ABI})\n{code}", names, consts
 
+    serialize = VllmSerializableFunction.serialize_compile_artifacts.__func__
+
+    def serialize_compile_artifacts(cls: Any, compiled: Any) -> Any:
+        return serialize(cls, _without_graph(compiled))
+
+    VllmSerializableFunction.serialize_compile_artifacts = classmethod(serialize_compile_artifacts)
     backends.VllmBackend.__call__ = compile_graph
     backends.split_graph = split
     backends.generate_execution_code = generate_execution_code
+
+
+def _without_graph(compiled: Any) -> Any:
+    """The same function without its traced graph, which grows with depth and which nothing reads again.
+
+    A self-contained artifact is loaded from its compiled pieces and its stitching code alone; saving its graph took
+    2 of 11 s for 32 layers, and two thirds of the file.
+    """
+    from vllm import envs
+
+    backend = compiled.vllm_backend
+    self_contained = envs.VLLM_USE_MEGA_AOT_ARTIFACT and compiled.execution_code is not None
+    if backend is None or not self_contained or kv_update_mode(backend.vllm_config) is None:
+        return compiled
+    lean = object.__new__(type(compiled))
+    lean.__dict__.update(compiled.__dict__, graph_module=fx.GraphModule(nn.Module(), fx.Graph()))
+    return lean
 
 
 def _split_in_mode(mode: str, graph: Any, splitting_ops: list[str], split_graph: Any) -> Any:

@@ -16,15 +16,25 @@ def kv_update_mode(vllm_config: Any) -> str | None:
     Raises:
         ValueError: the configuration names a mode or a setting that does not exist.
     """
+    settings = _settings(vllm_config)
+    return None if settings is None else str(settings["kv_update"])
+
+
+def trace_once(vllm_config: Any) -> bool:
+    """Are repeated layers traced once? On where the plugin was asked for, unless `trace_once` says no."""
+    settings = _settings(vllm_config)
+    return settings is not None and bool(settings.get("trace_once", True))
+
+
+def _settings(vllm_config: Any) -> dict[str, Any] | None:
     additional = getattr(vllm_config, "additional_config", None)
-    settings = additional.get(NAME) if isinstance(additional, dict) else None
+    settings: dict[str, Any] | None = additional.get(NAME) if isinstance(additional, dict) else None
     if settings is None:
         return None
-    unknown = set(settings) - {"kv_update"}
-    mode = settings.get("kv_update")
-    if unknown or mode not in KV_UPDATE_MODES:
+    known = isinstance(settings, dict) and not set(settings) - {"kv_update", "trace_once"}
+    if not known or settings.get("kv_update") not in KV_UPDATE_MODES:
         raise ValueError(
-            f'additional_config["{NAME}"]={settings!r}: kv_update has to be one of {", ".join(KV_UPDATE_MODES)}, '
-            "and there is no other setting."
+            f'additional_config["{NAME}"]={settings!r}: kv_update has to be one of {", ".join(KV_UPDATE_MODES)}; '
+            "besides, there is only trace_once (true or false)."
         )
-    return str(mode)
+    return settings

@@ -14,15 +14,20 @@ import sys
 from typing import Any
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for kv_digests, with several ranks
 PROMPTS = ["The capital of France is", "def main(argument):", "Hello, my name is", "0 1 2 3 4 5 6 7 8 9 10"]
 
 
-def start(model: str, mode: str, cache: str, wrong_order: bool = False) -> dict[str, Any]:
+def start(model: str, mode: str, cache: str, wrong_order: bool = False, ranks: int = 1) -> dict[str, Any]:
     import torch
+    from torch._inductor.cpu_vec_isa import VecISA
     from vllm import LLM, SamplingParams
     from vllm.compilation.counter import compilation_counter
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    from orchestrator.engine.preload import compiler_takes_flags
+
+    VecISA.check_build = compiler_takes_flags  # saves 8 s a start, and changes no code
     os.environ["VLLM_CACHE_ROOT"] = cache
     torch._dynamo.reset()
     before = compilation_counter.clone()
@@ -38,12 +43,13 @@ def start(model: str, mode: str, cache: str, wrong_order: bool = False) -> dict[
         kv_cache_memory_bytes=16 << 20,
         enable_prefix_caching=False,
         seed=0,
+        tensor_parallel_size=ranks,
         **plugin,
     )
     outputs = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=16, ignore_eos=True), use_tqdm=False)
     found = {
         "tokens": [list(o.outputs[0].token_ids) for o in outputs],
-        "kv": llm.collective_rpc(kv_digests)[0],
+        "kv": [line for rank in llm.collective_rpc(kv_digests) for line in rank],
         "loaded": compilation_counter.num_aot_artifacts_loaded - before.num_aot_artifacts_loaded,
         "compiled": compilation_counter.num_aot_compiles - before.num_aot_compiles,
         "artifacts": compilation_counter.num_compiled_artifacts_saved - before.num_compiled_artifacts_saved,
@@ -93,7 +99,7 @@ def main() -> None:
     found = []
     for one in wanted["starts"]:
         try:
-            found.append(start(wanted["model"], one["mode"], one["cache"], one.get("wrong_order", False)))
+            found.append(start(wanted["model"], **one))
         except Exception as error:
             found.append({"error": f"{type(error).__name__}: {error}"})
     print("STARTS " + json.dumps(found), flush=True)

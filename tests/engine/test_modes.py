@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,17 @@ from orchestrator import models
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def starts(model: str, *wanted: dict[str, Any]) -> list[dict[str, Any]]:
+def starts(model: str, *wanted: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.engine.starts", json.dumps({"model": model, "starts": list(wanted)})]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("STARTS ")]
     assert lines, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(lines[0].removeprefix("STARTS "))
@@ -26,7 +35,14 @@ def starts(model: str, *wanted: dict[str, Any]) -> list[dict[str, Any]]:
 # Unique artifacts do not depend on depth: first piece, last piece, and one for each kind of layer between.
 @pytest.mark.parametrize(
     ("name", "artifacts"),
-    [("tiny_llama", 3), ("tiny_qwen3", 3), ("tiny_mixtral", 3), ("tiny_deepseek_v2", 4), ("tiny_gemma3", 3)],
+    [
+        ("tiny_llama", 3),
+        ("tiny_qwen3", 3),
+        ("tiny_mixtral", 3),
+        ("tiny_deepseek_v2", 4),
+        ("tiny_gemma3", 3),
+        ("tiny_zamba2", 5),
+    ],
 )
 def test_tokens_and_kv_bytes_are_stocks_cold_and_warm(
     name: str, artifacts: int, make_app, state: str, tmp_path: Path
@@ -35,13 +51,38 @@ def test_tokens_and_kv_bytes_are_stocks_cold_and_warm(
     ours = {"mode": "layer_index", "cache": f"{tmp_path}/ours"}
     stock, cold, warm = starts(model, {"mode": "stock", "cache": f"{tmp_path}/stock"}, ours, ours)
     assert all(int(layer.split()[2]) > 0 for layer in stock["kv"])  # something was written
-    if name != "tiny_gemma3":  # whose window and full layers share one tensor
+    if name not in ("tiny_gemma3", "tiny_zamba2"):  # whose kinds of layers share tensors
         assert len({layer.split()[1] for layer in stock["kv"]}) == len(stock["kv"])
     for found in (cold, warm):
         assert found["tokens"] == stock["tokens"]
         assert found["kv"] == stock["kv"]
     assert (cold["loaded"], cold["compiled"], cold["artifacts"]) == (0, 1, artifacts)
     assert (warm["loaded"], warm["compiled"]) == (1, 0)
+
+
+def test_layers_that_share_a_kv_cache(make_app, state: str, tmp_path: Path) -> None:
+    """Gemma 3n: the last layers never update. KV bytes are `split`'s; stock's whole graph rounds elsewhere."""
+    model = models.resolve(make_app("model=tiny_gemma3n").model, state)
+    stock, split, cold, warm = starts(
+        model,
+        {"mode": "stock", "cache": f"{tmp_path}/stock"},
+        *({"mode": mode, "cache": f"{tmp_path}/ours"} for mode in ("split", "layer_index", "layer_index")),
+    )
+    assert all(found["tokens"] == stock["tokens"] for found in (split, cold, warm))
+    assert cold["kv"] == warm["kv"] == split["kv"]
+    assert (cold["loaded"], cold["compiled"], warm["loaded"], warm["compiled"]) == (0, 1, 1, 0)
+
+
+def test_tensor_parallel_ranks_say_and_store_what_stocks_do(make_app, state: str, tmp_path: Path) -> None:
+    model = models.resolve(make_app("model=tiny_llama").model, state)
+    ours = {"mode": "layer_index", "cache": f"{tmp_path}/ours", "ranks": 2}
+    stock = {"mode": "stock", "cache": f"{tmp_path}/stock", "ranks": 2}
+    stock, cold, warm = starts(model, stock, ours, ours, VLLM_CPU_OMP_THREADS_BIND="0|1")
+    assert len(stock["kv"]) == 2 * 4
+    assert len({layer.split()[1] for layer in stock["kv"]}) == 2 * 4
+    for found in (cold, warm):
+        assert found["tokens"] == stock["tokens"]
+        assert found["kv"] == stock["kv"]
 
 
 def test_modes_do_not_share_a_cache_and_the_guard_raises(make_app, state: str, tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ def test_the_mode_reaches_vllms_key() -> None:
     app = app_of(1, 1, Device.cpu)
     app.cold_start.kv_update = KvUpdate.inline
     plan = make_plan(app, ClusterShape((Node(8),)), model="/m", heads=None, scratch="/s")
-    assert plan.replicas[0].spec.args["additional_config"] == {"orchestrator": {"kv_update": "inline"}}
+    assert plan.replicas[0].spec.args["additional_config"] == {
+        "orchestrator": {"kv_update": "inline", "trace_once": True}
+    }
 
 
 def test_a_plan_travels_through_ray() -> None:

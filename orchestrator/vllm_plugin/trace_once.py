@@ -1,0 +1,112 @@
+"""Trace one layer of each kind instead of every layer: Dynamo's own time then hardly grows with depth.
+
+While a model is traced, the forward of its repeated layers is a nested compile region: Dynamo traces the first layer
+of a kind, checks the guards of every further one, and stamps the traced graph out with that layer's own weights and
+names. The regions are inlined before vLLM sees the graph, which is then the same as without them.
+
+Source: torch's `nested_compile_region` and its pass `inline_invoke_subgraph`, which names vLLM as its purpose.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import fx, nn
+
+from orchestrator.vllm_plugin.settings import logger, trace_once
+
+_FEWEST = 3  # a first layer often differs from the second, so only the third is sure to be stamped out
+_tracing: ContextVar[bool] = ContextVar("orchestrator_tracing", default=False)
+
+
+class CannotInline(Exception):
+    """The stamped-out graph cannot be made flat; the message is the logged reason."""
+
+
+def install() -> None:
+    """Wrap `aot_compile` of vLLM's compiled models; needs torch's inlining pass."""
+    from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper as Wrapper
+
+    original = Wrapper.aot_compile
+
+    def aot_compile(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _traced(self, lambda: original(self, *args, **kwargs))
+
+    Wrapper.aot_compile = aot_compile
+
+
+def _traced(model: Any, compile_model: Callable[[], Any]) -> Any:
+    kinds = repeated_layers(model) if trace_once(model.vllm_config) else []
+    if not kinds:
+        return compile_model()
+    token = _tracing.set(True)
+    try:
+        with compile_regions(kinds):
+            return compile_model()
+    except Exception as error:
+        if not _tracing.get():  # the graph was complete: what failed came later, and would fail again
+            raise
+        logger.warning("trace_once falls back to tracing every layer: %s", " ".join(str(error).split())[:300])
+    finally:
+        _tracing.reset(token)
+    return compile_model()
+
+
+def repeated_layers(model: nn.Module) -> list[type[nn.Module]]:
+    """The classes of the outermost layers that a model holds at least three times in one list."""
+    found: list[type[nn.Module]] = []
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            kinds = Counter(type(layer) for layer in child)
+            found += [kind for kind, count in kinds.items() if count >= _FEWEST and not hasattr(kind, "aot_compile")]
+        else:
+            found += repeated_layers(child)
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def compile_regions(kinds: list[type[nn.Module]]) -> Iterator[None]:
+    """Make the forward of these classes a nested compile region, for the length of a trace."""
+    from torch.compiler import nested_compile_region
+
+    own: dict[type[nn.Module], Any] = {}
+    try:
+        for kind in kinds:
+            own[kind] = kind.__dict__.get("forward")
+            # the bound is on layers that differ from all before; it must never raise
+            kind.forward = nested_compile_region(kind.forward, max_reuse_entries=1 << 20)  # type: ignore[method-assign]
+        yield
+    finally:
+        for kind, forward in own.items():
+            if forward is not None:
+                kind.forward = forward
+            elif "forward" in kind.__dict__:
+                del kind.forward
+
+
+def inline_regions(graph: fx.GraphModule) -> None:
+    """Make a traced graph flat again; a graph without regions stays as it is.
+
+    Raises:
+        CannotInline: a region makes a size that only its data tells, so two layers would share one symbol.
+    """
+    if not _tracing.get():
+        return
+    from torch._higher_order_ops.passes import inline_invoke_subgraph as inliner
+
+    regions = [module for module in graph.modules() if isinstance(module, fx.GraphModule) and module is not graph]
+    for region in regions:
+        if any(node.meta.get("unbacked_bindings") for node in region.graph.nodes):
+            raise CannotInline("a layer has a size that depends on its data")
+    before = len(graph.graph.nodes)
+    inliner.inline_invoke_subgraph(graph)
+    if len(graph.graph.nodes) != before:
+        graph.graph.lint()
+        graph.delete_all_unused_submodules()
+        graph.recompile()
+        logger.info("trace_once: %d nodes traced, %d stamped out.", before, len(graph.graph.nodes))
+    _tracing.set(False)

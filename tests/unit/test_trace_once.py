@@ -1,0 +1,119 @@
+"""Tracing repeated layers once gives the same flat graph as tracing each of them, on real Dynamo graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx, nn
+
+from orchestrator.vllm_plugin import trace_once
+
+
+class Layer(nn.Module):
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.relu(self.linear(x)) * self.scale
+
+
+class Odd(Layer):
+    pass
+
+
+class Model(nn.Module):
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def traced(model: Model, x: torch.Tensor, *, once: bool) -> tuple[fx.GraphModule, torch.Tensor]:
+    """The graph that the compiler gets, and what it computes when Dynamo feeds it the model's weights."""
+    found: list[fx.GraphModule] = []
+
+    def backend(graph: fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        trace_once.inline_regions(graph)
+        found.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    token = trace_once._tracing.set(once)
+    try:
+        with trace_once.compile_regions(trace_once.repeated_layers(model) if once else []):
+            answer = torch.compile(model, backend=backend, fullgraph=True)(x)
+    finally:
+        trace_once._tracing.reset(token)
+    return found[0], answer
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param([Layer() for _ in range(6)], id="alike"),
+        pytest.param([Layer(float(i)) for i in range(5)], id="each with a constant of its own"),
+        pytest.param([Layer(), Odd(), Layer(), Odd(), Layer(), Odd()], id="two kinds in turn"),
+    ],
+)
+def test_the_flat_graph_is_the_same_and_each_layer_has_its_weights(layers: list[nn.Module]) -> None:
+    model, x = Model(layers), torch.randn(2, 4)
+    plain, _ = traced(model, x, once=False)
+    once, answer = traced(model, x, once=True)
+    calls = [[str(n.target) for n in g.graph.nodes if n.op == "call_function"] for g in (plain, once)]
+    assert calls[0] == calls[1]
+    assert torch.equal(answer, model(x))
+
+
+def test_forwards_are_put_back() -> None:
+    own, inherited = Layer.forward, Odd.__dict__.get("forward")
+    with pytest.raises(RuntimeError), trace_once.compile_regions([Layer, Odd]):
+        assert Layer.forward is not own
+        raise RuntimeError
+    assert Layer.forward is own
+    assert Odd.__dict__.get("forward") is inherited is None
+
+
+def test_only_layers_that_come_three_times_are_repeated() -> None:
+    assert trace_once.repeated_layers(Model([Layer(), Odd(), Layer(), Layer()])) == [Layer]
+    assert trace_once.repeated_layers(Model([Layer(), Odd(), Layer()])) == []
+
+
+class Fails:
+    """Stands in for a compiled model whose trace fails in a region, but not without."""
+
+    class vllm_config:  # noqa: N801
+        additional_config = {"orchestrator": {"kv_update": "layer_index"}}
+
+    def __init__(self, reached: bool = False) -> None:
+        self.tried = 0
+        self.reached = reached
+
+    def children(self) -> list[nn.Module]:
+        return [nn.ModuleList(Layer() for _ in range(3))]
+
+    def compile(self) -> str:
+        self.tried += 1
+        if self.tried == 1:
+            if self.reached:
+                trace_once.inline_regions(fx.GraphModule(nn.Module(), fx.Graph()))
+            raise RuntimeError("not supported in a region")
+        return "compiled"
+
+
+def test_a_trace_that_fails_is_done_again_layer_by_layer() -> None:
+    model = Fails()
+    assert trace_once._traced(model, model.compile) == "compiled"
+    assert model.tried == 2
+
+
+def test_what_fails_after_the_trace_is_not_tried_again() -> None:
+    model = Fails(reached=True)
+    with pytest.raises(RuntimeError, match="not supported"):
+        trace_once._traced(model, model.compile)
+    assert model.tried == 1
