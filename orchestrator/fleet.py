@@ -16,8 +16,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.engine import Sampling
 from orchestrator.errors import EngineDeadError, OrchestratorError, PlacementError, ReplicaError
+from orchestrator.graph_cache.client import CacheSettings
 from orchestrator.plan import Plan, ReplicaPlan
-from orchestrator.replica import Answer, CacheSettings, Replica, StartReport
+from orchestrator.replica import Answer, Replica, StartReport
 
 Progress = Callable[[str, str], None]  # (replica, phase that ended last)
 _MARGIN_S = 30.0  # for what surrounds an engine's own deadline: imports, cache wait, first token

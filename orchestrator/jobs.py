@@ -33,7 +33,7 @@ def main(job: str = "run") -> None:
     """Run the job on the command line and exit.
 
     Args:
-        job: "run" or "bench".
+        job: "run", "bench" or "warm".
     """
 
     def task(cfg: DictConfig) -> None:
@@ -56,13 +56,17 @@ def main(job: str = "run") -> None:
         return
     if _cells[0]["multirun"]:
         folder = Path(_cells[0]["folder"]).parent
-        print(report.write_sweep(folder, _cells, console))
+        if job == "run":
+            print(report.write_sweep(folder, _cells, console))
+        else:
+            results = [cell["result"] for cell in _cells]
+            print("RESULT " + json.dumps({"ok": all(r["ok"] for r in results), "cells": results}))
     sys.exit(0 if all(cell["result"]["ok"] for cell in _cells) else _cells[0].get("code", 1))
 
 
 def _cell(job: str, cfg: DictConfig) -> None:
     """One run of Hydra's; in a sweep its failure is recorded, and the others go on."""
-    from orchestrator import bench, run  # Ray only now: `--help` stays instant
+    from orchestrator import bench, run, warm  # Ray only now: `--help` stays instant
 
     settings = HydraConfig.get()
     multirun = settings.mode is RunMode.MULTIRUN
@@ -76,6 +80,8 @@ def _cell(job: str, cfg: DictConfig) -> None:
         with report.Progress(console) as progress:
             if job == "bench":
                 cell["result"] = report.write_bench(folder, bench.execute(load(cfg), progress.say), console)
+            elif job == "warm":
+                cell["result"] = report.write_warm(folder, warm.execute(load(cfg), progress.say), console)
             else:
                 cell["result"] = report.write_run(folder, run.execute(load(cfg), progress.say), console)
     except Exception as error:

@@ -13,22 +13,10 @@ from typing import Any
 
 from orchestrator import timeline
 from orchestrator.engine import Chunk, Engine, Sampling, create
-from orchestrator.graph_cache.bundle import Limits
-from orchestrator.graph_cache.client import GraphCacheClient, Outcome, Receipt
+from orchestrator.graph_cache.client import CacheSettings, GraphCacheClient, Outcome, Receipt
 from orchestrator.plan import ReplicaPlan
 
 _PROBE = "Hello"
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """What a replica needs to know of the graph cache; `registry` is None where graphs are not shared."""
-
-    registry: Any
-    key_file: str
-    limits: Limits
-    wait_s: float
-    lease_s: float
 
 
 @dataclass(frozen=True)
@@ -92,9 +80,7 @@ class Replica:
         self._events.mark("process")
         self._bind_threads()
         self._engine: Engine = create(plan.kind, plan.spec)
-        self._cache = GraphCacheClient(
-            cache.registry, plan.name, self._events, cache.key_file, cache.limits, cache.wait_s, cache.lease_s
-        )
+        self._cache = GraphCacheClient(cache, plan.name, self._events)
         self._requests = 0
 
     async def start(self) -> StartReport:

@@ -18,8 +18,9 @@ from rich.table import Table
 from orchestrator.timeline import COMPILE_PHASES
 
 if TYPE_CHECKING:
-    from orchestrator.bench import BenchResult
+    from orchestrator.bench.result import BenchResult
     from orchestrator.run import RunResult
+    from orchestrator.warm import WarmResult
 
 # One colour a phase, in the order of a start.
 COLOURS = {
@@ -86,6 +87,23 @@ def write_bench(folder: Path, result: BenchResult, console: Console) -> dict[str
     console.print(table)
     console.print(f"Report: {folder / 'report.html'}")
     return {"ok": result.ok, **result.summary, "report": str(folder / "report.html")}
+
+
+def write_warm(folder: Path, result: WarmResult, console: Console) -> dict[str, Any]:
+    """Print what was compiled and loaded, write warm.json; returns the RESULT line's object."""
+    data = {"schema": "orchestrator.warm/1", **result.summary()}
+    data["replicas"] = [r.as_dict() for r in (result.first, result.second) if r is not None]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "warm.json").write_text(json.dumps(data, indent=2))
+    table = Table(title=f"{result.model}: {result.summary()['key'][:12]}", title_justify="left")
+    for column in ("replica", "outcome", "MiB", "first token s", "KV tokens"):
+        table.add_column(column, justify="left" if column in ("replica", "outcome") else "right")
+    for name, r in (("first", result.first), ("fresh", result.second)):
+        if r is not None:
+            size, seconds = f"{r.receipt.bytes / 2**20:.1f}", f"{r.first_token_s:.1f}"
+            table.add_row(name, r.receipt.outcome.value, size, seconds, str(r.facts.kv_tokens))
+    console.print(table)
+    return result.summary()
 
 
 def write_sweep(folder: Path, cells: Sequence[dict[str, Any]], console: Console) -> str:

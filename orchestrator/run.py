@@ -23,9 +23,9 @@ from orchestrator.config import AppConfig, ClusterKind, ModelSource
 from orchestrator.engine import Sampling
 from orchestrator.fleet import Fleet
 from orchestrator.graph_cache import bundle, registry
-from orchestrator.graph_cache.client import Outcome
+from orchestrator.graph_cache.client import CacheSettings, Outcome
 from orchestrator.plan import ClusterShape, Plan, check_heads, make_plan
-from orchestrator.replica import Answer, CacheSettings, StartReport
+from orchestrator.replica import Answer, StartReport
 
 Say = Callable[[str, str], None]  # (who, what happens)
 
@@ -176,9 +176,15 @@ def machine() -> dict[str, Any]:
 
 def _cache(app: AppConfig, plan: Plan) -> CacheSettings:
     cache = app.graph_cache
-    handle = registry.connect(app.cluster.namespace, cache.store, cache.lease_s) if plan.share_graphs else None
+    handle = None
+    if plan.share_graphs:
+        served = int(min(cache.max_served_mib, 0.8 * app.cluster.object_store_mib)) << 20
+        handle = registry.connect(app.cluster.namespace, cache.store, cache.lease_s, cache.wait_timeout_s, served)
     limits = bundle.Limits(cache.max_artifact_mib << 20, cache.max_files)
-    return CacheSettings(handle, cache.key_file, limits, cache.wait_timeout_s, cache.lease_s)
+    return CacheSettings(
+        handle, cache.store, cache.key_file, limits, cache.wait_timeout_s, cache.lease_s,
+        cache.node_folder, cache.max_node_mib << 20,
+    )  # fmt: skip
 
 
 def _plain(app: AppConfig) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
+import pyarrow as pa
+
 from orchestrator.errors import ArtifactRefused, ConfigError
 
 MAGIC = b"ORCHGRAPH1"
@@ -111,23 +113,25 @@ def pack(root: Path, folders: list[Path], key: bytes, manifest: Mapping[str, obj
     return b"".join((MAGIC, len(header).to_bytes(4, "big"), header, _sign(key, header), payload))
 
 
+def manifest_of(data: memoryview, key: bytes | None = None) -> Manifest:
+    """What a bundle says about itself; with `key`, only if it was signed with that.
+
+    Raises:
+        ArtifactRefused: it is cut off, or not signed by the key.
+    """
+    header, signature, _ = _parts(data)
+    if key is not None and not hmac.compare_digest(_sign(key, header), signature):
+        raise _refused("its signature is not by this cluster's key")
+    return Manifest(**json.loads(header))
+
+
 def verify(data: memoryview, key: bytes, expected_key: str, limits: Limits) -> tuple[Manifest, memoryview]:
     """Check signature, digest, size and compile key; returns the manifest and the still packed payload.
 
     Raises:
         ArtifactRefused: whatever is wrong, in one line; nothing was unpacked.
     """
-    start = len(MAGIC) + 4
-    if len(data) < start or bytes(data[: len(MAGIC)]) != MAGIC:
-        raise _refused("it is not a bundle, or is cut off")
-    size = int.from_bytes(data[len(MAGIC) : start], "big")
-    if size > _MAX_HEADER or len(data) < start + size + 32:
-        raise _refused("its header is cut off or too large")
-    header = bytes(data[start : start + size])
-    if not hmac.compare_digest(_sign(key, header), bytes(data[start + size : start + size + 32])):
-        raise _refused("its signature is not by this cluster's key")
-    manifest = Manifest(**json.loads(header))
-    payload = data[start + size + 32 :]
+    manifest, payload = manifest_of(data, key), _parts(data)[2]
     if manifest.payload_bytes > limits.max_bytes or manifest.files > limits.max_files:
         raise _refused(f"it is over the ceiling ({manifest.payload_bytes} bytes, {manifest.files} files)")
     if len(payload) != manifest.payload_bytes or hashlib.sha256(payload).hexdigest() != manifest.payload_sha256:
@@ -137,22 +141,39 @@ def verify(data: memoryview, key: bytes, expected_key: str, limits: Limits) -> t
     return manifest, payload
 
 
-def install(payload: memoryview, root: Path, limits: Limits) -> None:
-    """Unpack a verified payload below `root`, whole or not at all.
+def _parts(data: memoryview) -> tuple[bytes, bytes, memoryview]:
+    """Header, signature and payload."""
+    start = len(MAGIC) + 4
+    if len(data) < start or bytes(data[: len(MAGIC)]) != MAGIC:
+        raise _refused("it is not a bundle, or is cut off")
+    size = int.from_bytes(data[len(MAGIC) : start], "big")
+    if size > _MAX_HEADER or len(data) < start + size + 32:
+        raise _refused("its header is cut off or too large")
+    end = start + size
+    return bytes(data[start:end]), bytes(data[end : end + 32]), data[end + 32 :]
+
+
+def install(payload: memoryview, folder: Path, limits: Limits) -> None:
+    """Unpack a verified payload into `folder`, whole or not at all.
+
+    Files are unpacked into a folder beside it; a folder that does not exist yet then appears by one rename.
 
     Raises:
         ArtifactRefused: a member is a link or a device, leaves the folder, or the ceilings are passed.
         OSError: the disk is full or the folder cannot be written.
     """
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    staging = root / f".install-{os.getpid()}-{secrets.token_hex(4)}"
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    staging = folder.with_name(f".install-{os.getpid()}-{secrets.token_hex(4)}")
     staging.mkdir(mode=0o700)
     try:
         _unpack(payload, staging, limits)
+        if not folder.exists():
+            staging.rename(folder)
+            return
         for source in sorted(staging.rglob("*")):
             if source.is_file():
-                target = root / source.relative_to(staging)
-                _make_private(target.parent, root)
+                target = folder / source.relative_to(staging)
+                _make_private(target.parent, folder)
                 source.replace(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -160,7 +181,8 @@ def install(payload: memoryview, root: Path, limits: Limits) -> None:
 
 def _unpack(payload: memoryview, folder: Path, limits: Limits) -> None:
     total = count = 0
-    with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as tar:
+    stream = pa.PythonFile(pa.BufferReader(pa.py_buffer(payload)), mode="r")  # reads without a copy of the whole
+    with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:
             path = PurePosixPath(member.name)
             if not member.isreg() or path.is_absolute() or ".." in path.parts or not path.parts:
@@ -168,14 +190,15 @@ def _unpack(payload: memoryview, folder: Path, limits: Limits) -> None:
             total, count = total + member.size, count + 1
             if total > limits.max_bytes or count > limits.max_files:
                 raise _refused("it unpacks to more than the ceiling")
+            content = payload[member.offset_data : member.offset_data + member.size]
+            if len(content) != member.size:
+                raise _refused(f"{member.name!r} is cut off")
             target = folder / path
             _make_private(target.parent, folder)
-            stream = tar.extractfile(member)
-            if stream is None:
-                raise _refused(f"{member.name!r} has no content")
             handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700 if member.mode & 0o100 else 0o600)
-            with os.fdopen(handle, "wb") as out:
-                shutil.copyfileobj(stream, out)
+            with os.fdopen(handle, "wb", buffering=0) as out:
+                while content:
+                    content = content[out.write(content) :]
 
 
 def _make_private(folder: Path, root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Mapping
@@ -12,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
 from orchestrator.errors import ArtifactRefused
 from orchestrator.graph_cache import bundle, key
+from orchestrator.graph_cache.node import NodeCopies, name_of
+from orchestrator.graph_cache.store import Store
 from orchestrator.timeline import EngineFacts, EventLog
 
 _CALL_S = 60.0  # for a call that waits for nothing
+_PUBLISH_S = 300.0  # a slow durable store
 AOT_FOLDER = Path("torch_compile_cache") / "torch_aot_compile"
 
 
@@ -45,6 +50,7 @@ class Receipt:
     seconds: float = 0.0
     waited_s: float = 0.0
     published: bool = False
+    source: str = ""  # of a hit: "node" (installed there already), "memory" (the object store), "store" (durable)
     nearest: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,30 +58,49 @@ class Receipt:
         return {**asdict(self), "outcome": self.outcome.value, "nearest": list(self.nearest)}
 
 
+@dataclass(frozen=True)
+class CacheSettings:
+    """What a replica needs to know of the graph cache; `registry` is None where graphs are not shared.
+
+    Attributes:
+        store: the durable store's URI, for bundles that the object store has no room for.
+        key_file: see `bundle.signing_key`.
+        limits: ceilings on what is unpacked.
+        wait_s: how long to wait for a replica that compiles.
+        lease_s: the registry's lease.
+        node_folder: where a node's replicas share installed bundles; at most `node_bytes` of them.
+    """
+
+    registry: Any
+    store: str
+    key_file: str
+    limits: bundle.Limits
+    wait_s: float
+    lease_s: float
+    node_folder: str
+    node_bytes: int
+
+
 @dataclass
 class GraphCacheClient:
     """One replica's dealings with the registry.
 
     Args:
-        registry: the registry's actor handle, or None: nothing is shared.
+        settings: the cluster's.
         replica: the replica's name.
         events: where the phases are marked.
-        signing_key_file: see `bundle.signing_key`.
-        limits: ceilings on what is unpacked.
-        wait_s: how long to wait for a replica that compiles.
-        lease_s: the registry's lease.
     """
 
-    registry: Any
+    settings: CacheSettings
     replica: str
     events: EventLog
-    signing_key_file: str
-    limits: bundle.Limits
-    wait_s: float
-    lease_s: float
     _factors: Mapping[str, str] = field(default_factory=dict)
     _leads: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.registry = self.settings.registry
+        self._who = f"{self.replica}/{secrets.token_hex(4)}"  # names come again, in the next run and after a restart
 
     def restore(self, factors: Mapping[str, str], cache_root: Path) -> Receipt:
         """Fetch, verify and install the graphs for a key, or become the one who compiles. Never raises.
@@ -107,8 +132,11 @@ class GraphCacheClient:
             return receipt
         try:
             data = self._pack(receipt, facts, cache_root)
-            header = {"factors": dict(self._factors), "bytes": len(data), "publisher": self.replica}
-            done = ray.get(self.registry.publish.remote(receipt.key, receipt.generation, header, data), timeout=_CALL_S)
+            known = bundle.manifest_of(memoryview(data))
+            header = {**asdict(known), "bytes": len(data)}
+            array = np.frombuffer(data, dtype=np.uint8)  # travels without a copy
+            call = self.registry.publish.remote(receipt.key, receipt.generation, self._who, header, array)
+            done = ray.get(call, timeout=_PUBLISH_S)
             reason = receipt.reason if done else "another replica took over the key meanwhile"
             return replace(receipt, published=done, bytes=len(data), reason=reason)
         except Exception as error:
@@ -121,28 +149,24 @@ class GraphCacheClient:
         """Let another replica compile: this one's start failed."""
         self._stop.set()
         if self._leads and self.registry is not None:
-            self.registry.release.remote(receipt.key, receipt.generation)
+            self.registry.release.remote(receipt.key, receipt.generation, self._who)
 
     def _restore(self, receipt: Receipt, cache_root: Path, started: float) -> Receipt:
-        answer = ray.get(
-            self.registry.acquire.remote(receipt.key, dict(self._factors), self.replica, self.wait_s),
-            timeout=self.wait_s + 30,
-        )
+        wait_s = self.settings.wait_s
+        call = self.registry.acquire.remote(receipt.key, dict(self._factors), self._who, wait_s)
+        answer = ray.get(call, timeout=wait_s + 30)
         waited = time.monotonic() - started if answer["waited"] else 0.0
         self.events.mark("cache wait" if answer["waited"] else "cache lookup")
         if answer["outcome"] == "timeout":
-            reason = f"waited {self.wait_s:g} s for {answer['leader']}, which compiles the same graphs"
+            reason = f"waited {wait_s:g} s for {answer['leader']}, which compiles the same graphs"
             return replace(receipt, outcome=Outcome.failed, reason=reason, waited_s=waited)
         receipt = replace(receipt, generation=answer["generation"], waited_s=waited)
         if answer["outcome"] == "lead":
             self._leads = True
             threading.Thread(target=self._heartbeat, args=(receipt,), daemon=True).start()
             return replace(receipt, nearest=tuple(answer["nearest"] or ()))
-        data = memoryview(np.asarray(ray.get(answer["ref"][0])).data)
-        self.events.mark("fetch")
         try:
-            _, payload = bundle.verify(data, bundle.signing_key(self.signing_key_file), receipt.key, self.limits)
-            bundle.install(payload, cache_root, self.limits)
+            source = self._install(receipt.key, answer, cache_root)
         except ArtifactRefused as error:
             return replace(receipt, outcome=Outcome.refused, reason=str(error))
         finally:
@@ -150,14 +174,46 @@ class GraphCacheClient:
         return replace(
             receipt,
             outcome=Outcome.waited if answer["waited"] else Outcome.hit,
-            bytes=len(data),
+            bytes=int(answer["header"].get("bytes", 0)),
             seconds=time.monotonic() - started - waited,
+            source=source,
         )
+
+    def _install(self, key: str, answer: dict[str, Any], cache_root: Path) -> str:
+        """Install what the registry offers, from this node's copy if it has one; returns where it came from."""
+        settings = self.settings
+        signing_key = bundle.signing_key(settings.key_file)
+        digest, source = str(answer["header"].get("payload_sha256", "")), "node"
+
+        def fetch() -> memoryview:
+            nonlocal source
+            data, source = self._fetch(key, answer)
+            self.events.mark("fetch")
+            manifest, payload = bundle.verify(data, signing_key, key, settings.limits)
+            if manifest.payload_sha256 != digest:
+                raise ArtifactRefused("A compiled artifact was refused: it is not the one announced.", reason="digest")
+            return payload
+
+        copies = NodeCopies(settings.node_folder, settings.node_bytes)
+        copies.link(name_of(digest, signing_key), cache_root, fetch, settings.limits)
+        return source
+
+    def _fetch(self, key: str, answer: dict[str, Any]) -> tuple[memoryview, str]:
+        """The bundle out of the object store, or out of the durable store where it is not (or no longer) there."""
+        if answer["ref"]:
+            try:
+                return memoryview(np.asarray(ray.get(answer["ref"][0], timeout=_CALL_S)).data), "memory"
+            except RayError:  # its owner, the registry, is gone or restarted
+                pass
+        data = Store(self.settings.store).load(key)
+        if data is None:
+            raise FileNotFoundError(f"neither the object store nor {self.settings.store} has it")
+        return memoryview(data), "store"
 
     def _replace(self, receipt: Receipt) -> Receipt:
         """Ask to publish over an entry that was of no use, so that the next replica is better off."""
         try:
-            call = self.registry.replace.remote(receipt.key, receipt.generation, self.replica)
+            call = self.registry.replace.remote(receipt.key, receipt.generation, self._who)
             generation = ray.get(call, timeout=_CALL_S)
         except Exception as error:
             return replace(receipt, reason=f"{receipt.reason}; {type(error).__name__}: {error}"[:300])
@@ -175,12 +231,12 @@ class GraphCacheClient:
             "publisher": self.replica,
             "facts": {"kv_tokens": facts.kv_tokens, "compile_s": facts.compile_s},
         }
-        return bundle.pack(cache_root, folders, bundle.signing_key(self.signing_key_file), known)
+        return bundle.pack(cache_root, folders, bundle.signing_key(self.settings.key_file), known)
 
     def _heartbeat(self, receipt: Receipt) -> None:
-        while not self._stop.wait(self.lease_s / 3):
+        while not self._stop.wait(self.settings.lease_s / 3):
             try:
-                if not ray.get(self.registry.renew.remote(receipt.key, receipt.generation), timeout=_CALL_S):
+                if not ray.get(self.registry.renew.remote(receipt.key, receipt.generation, self._who), timeout=_CALL_S):
                     return
             except Exception:
                 continue  # the registry is restarting; the lease decides

@@ -1,4 +1,4 @@
-"""vLLM general plugin: layer-index KV update, and piecewise compile on CPU.
+"""vLLM general plugin: layer-index KV update, one trace for all layers, and piecewise compile on CPU.
 
 vLLM calls `register` in every process it starts. Nothing changes for an engine unless its configuration asks:
 `additional_config={"orchestrator": {"kv_update": "layer_index"}}`.
@@ -6,6 +6,7 @@ vLLM calls `register` in every process it starts. Nothing changes for an engine 
 
 from __future__ import annotations
 
+TESTED = "0.32"  # the vLLM whose compiler the plugin reaches into; with any other it refuses
 _registered = False
 
 
@@ -15,8 +16,35 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from orchestrator.vllm_plugin import backend_seam, piecewise_cpu, trace_once
+    import vllm
+
+    if vllm.__version__.split(".")[:2] != TESTED.split("."):
+        _refuse_when_asked(vllm.__version__)
+        return
+    from orchestrator.vllm_plugin import backend_seam, normal_key, piecewise_cpu, trace_once
 
     piecewise_cpu.install()
     backend_seam.install()
     trace_once.install()
+    normal_key.install()
+
+
+def _refuse_when_asked(version: str) -> None:
+    """Leave this vLLM alone, and say so to an engine that asks for the plugin."""
+    from typing import Any
+
+    from vllm.engine.arg_utils import EngineArgs
+
+    from orchestrator.vllm_plugin.settings import NAME, kv_update_mode
+
+    create = EngineArgs.create_engine_config
+
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kv_update_mode(self) is not None:
+            raise ValueError(
+                f"orchestrator's kv_update is tested with vLLM {TESTED}, and this is {version}: "
+                f'install vllm=={TESTED}.0, or remove additional_config["{NAME}"].'
+            )
+        return create(self, *args, **kwargs)
+
+    EngineArgs.create_engine_config = create_engine_config

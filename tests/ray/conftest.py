@@ -12,8 +12,8 @@ from orchestrator import cluster
 from orchestrator.config import AppConfig
 from orchestrator.fleet import Fleet
 from orchestrator.graph_cache import bundle, registry
+from orchestrator.graph_cache.client import CacheSettings
 from orchestrator.plan import ClusterShape, Node, make_plan
-from orchestrator.replica import CacheSettings
 
 SHAPE = ClusterShape((Node(cpus=8),))
 
@@ -30,8 +30,10 @@ def cache(local_ray: None, tmp_path: Path) -> Iterator[CacheSettings]:
     """A registry of its own for each test."""
     key_file = str(tmp_path / "signing.key")
     bundle.signing_key(key_file)
-    handle = registry.connect(f"test-{tmp_path.name}", str(tmp_path / "graphs"), 1.0)
-    yield CacheSettings(handle, key_file, bundle.Limits(1 << 20, 100), 20.0, 1.0)
+    store = str(tmp_path / "graphs")
+    handle = registry.connect(f"test-{tmp_path.name}", store, 1.0, 60.0, 64 << 20)
+    limits = bundle.Limits(1 << 20, 100)
+    yield CacheSettings(handle, store, key_file, limits, 20.0, 1.0, str(tmp_path / "node"), 16 << 20)
     ray.kill(handle)
 
 

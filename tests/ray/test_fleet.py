@@ -125,7 +125,8 @@ def spoil(cache, key: str) -> None:
     known = {k: v for k, v in vars(manifest).items() if k not in ("payload_sha256", "payload_bytes", "files")}
     data = bundle.pack(root, [root / "torch_compile_cache"], secret, known)
     generation = ray.get(cache.registry.replace.remote(key, 1, "test"))
-    assert ray.get(cache.registry.publish.remote(key, generation, {"factors": {}}, data))
+    header = vars(bundle.manifest_of(memoryview(data)))
+    assert ray.get(cache.registry.publish.remote(key, generation, "test", header, data))
 
 
 def test_an_artifact_by_another_key_is_refused_and_replaced(make_fleet, cache, tmp_path: Path) -> None:

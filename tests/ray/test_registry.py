@@ -15,7 +15,7 @@ from orchestrator.graph_cache.registry import Registry
 def make(tmp_path: Path, monkeypatch):
     """The registry as a plain object: its logic needs no actor, only a place for objects."""
     monkeypatch.setattr(module.ray, "put", lambda data: bytes(data))
-    return lambda lease_s=0.3: Registry(str(tmp_path), lease_s)
+    return lambda lease_s=0.3, **more: Registry(str(tmp_path), lease_s, **more)
 
 
 def test_the_first_leads_and_the_others_wait_for_it(make) -> None:
@@ -25,7 +25,7 @@ def test_the_first_leads_and_the_others_wait_for_it(make) -> None:
         assert (lead["outcome"], lead["generation"], lead["waited"]) == ("lead", 1, False)
         waiting = [asyncio.create_task(registry.acquire("k", {}, f"w{i}", 5.0)) for i in range(7)]
         await asyncio.sleep(0.05)
-        assert await registry.publish("k", 1, {"factors": {}}, b"graphs")
+        assert await registry.publish("k", 1, "a", {"factors": {}}, b"graphs")
         for answer in await asyncio.gather(*waiting):
             assert (answer["outcome"], answer["ref"], answer["waited"]) == ("hit", [b"graphs"], True)
 
@@ -38,11 +38,11 @@ def test_a_silent_leader_is_replaced_and_its_late_publish_fenced(make) -> None:
         await registry.acquire("k", {}, "stopped", 1.0)
         second = await registry.acquire("k", {}, "b", 2.0)
         assert (second["outcome"], second["generation"]) == ("lead", 2)
-        assert not registry.renew("k", 1)
-        assert not await registry.publish("k", 1, {}, b"late")
-        registry.release("k", 1)  # changes nothing either
-        assert registry.renew("k", 2)
-        assert await registry.publish("k", 2, {}, b"good")
+        assert not registry.renew("k", 1, "stopped")
+        assert not await registry.publish("k", 1, "stopped", {}, b"late")
+        registry.release("k", 1, "stopped")  # changes nothing either
+        assert registry.renew("k", 2, "b")
+        assert await registry.publish("k", 2, "b", {}, b"good")
         assert (await registry.acquire("k", {}, "c", 1.0))["ref"] == [b"good"]
 
     asyncio.run(run())
@@ -54,7 +54,7 @@ def test_a_renewed_lease_outlasts_its_length(make) -> None:
         await registry.acquire("k", {}, "a", 1.0)
         for _ in range(4):
             await asyncio.sleep(0.1)
-            assert registry.renew("k", 1)
+            assert registry.renew("k", 1, "a")
         assert (await registry.acquire("k", {}, "b", 0.05))["outcome"] == "timeout"
 
     asyncio.run(run())
@@ -66,7 +66,7 @@ def test_a_leader_that_gives_up_passes_the_lead_on(make) -> None:
         await registry.acquire("k", {}, "a", 1.0)
         waiting = asyncio.create_task(registry.acquire("k", {}, "b", 5.0))
         await asyncio.sleep(0.02)
-        registry.release("k", 1)
+        registry.release("k", 1, "a")
         answer = await asyncio.wait_for(waiting, 1.0)
         assert (answer["outcome"], answer["generation"]) == ("lead", 2)
 
@@ -77,7 +77,7 @@ def test_a_restarted_registry_serves_what_was_published(make) -> None:
     async def run() -> None:
         first = make()
         await first.acquire("k", {"vllm": "1"}, "a", 1.0)
-        await first.publish("k", 1, {"factors": {"vllm": "1"}}, b"graphs")
+        await first.publish("k", 1, "a", {"factors": {"vllm": "1"}}, b"graphs")
         second = make()
         answer = await second.acquire("k", {"vllm": "1"}, "b", 1.0)
         assert (answer["outcome"], answer["ref"], answer["generation"]) == ("hit", [b"graphs"], 1)
@@ -90,8 +90,87 @@ def test_a_miss_names_what_differs_from_the_nearest_entry(make) -> None:
     async def run() -> None:
         registry = make()
         await registry.acquire("k", {"vllm": "1", "torch": "2", "cpu": "x"}, "a", 1.0)
-        await registry.publish("k", 1, {"factors": {"vllm": "1", "torch": "2", "cpu": "x"}}, b"graphs")
+        await registry.publish("k", 1, "a", {"factors": {"vllm": "1", "torch": "2", "cpu": "x"}}, b"graphs")
         answer = await registry.acquire("l", {"vllm": "1", "torch": "3", "cpu": "x"}, "b", 1.0)
         assert (answer["outcome"], answer["nearest"]) == ("lead", ["torch"])
+
+    asyncio.run(run())
+
+
+def test_a_leader_that_never_ends_is_replaced_although_it_renews(make) -> None:
+    async def run() -> None:
+        registry = make(lease_s=0.2, lead_s=0.5)
+        await registry.acquire("k", {}, "hung", 1.0)
+        waiting = asyncio.create_task(registry.acquire("k", {}, "b", 5.0))
+        renewed = []
+        while not waiting.done():
+            renewed.append(registry.renew("k", 1, "hung"))
+            await asyncio.sleep(0.05)
+        assert renewed[0]
+        assert not registry.renew("k", 1, "hung")
+        assert waiting.result()["outcome"] == "lead"
+
+    asyncio.run(run())
+
+
+def test_a_leader_outlives_its_registry(make) -> None:
+    async def run() -> None:
+        await make().acquire("k", {}, "a", 1.0)
+        restarted = make(lease_s=60)
+        assert restarted.renew("k", 1, "a")
+        assert (await restarted.acquire("k", {}, "b", 0.05))["outcome"] == "timeout"  # it waits for the old leader
+        assert not restarted.renew("k", 1, "somebody else")
+        assert await restarted.publish("k", 1, "a", {}, b"graphs")
+        again = make()
+        assert not again.renew("k", 1, "a")  # what is published is published
+        assert not await again.publish("k", 1, "a", {}, b"late")
+        assert (await again.acquire("k", {}, "b", 1.0))["ref"] == [b"graphs"]
+
+    asyncio.run(run())
+
+
+def test_memory_is_bounded_and_nothing_is_lost(make) -> None:
+    async def run() -> None:
+        registry = make(max_bytes=250)
+        for i in range(5):
+            await registry.acquire(f"k{i}", {}, "a", 1.0)
+            assert await registry.publish(f"k{i}", 1, "a", {}, bytes([i]) * 100)
+            assert registry.held_bytes() <= 250
+        for i in range(5):
+            assert (await registry.acquire(f"k{i}", {}, "b", 1.0))["ref"] == [bytes([i]) * 100]
+            assert registry.held_bytes() <= 250
+        big = await registry.acquire("big", {}, "a", 1.0)
+        assert await registry.publish("big", big["generation"], "a", {}, b"x" * 300)
+        answer = await registry.acquire("big", {}, "b", 1.0)
+        assert (answer["outcome"], answer["ref"]) == ("hit", [])  # from the durable store
+
+    asyncio.run(run())
+
+
+def test_an_evicted_entry_is_compiled_again(make) -> None:
+    async def run() -> None:
+        registry = make()
+        await registry.acquire("k", {}, "a", 1.0)
+        assert not registry.evict("k")  # somebody compiles it
+        await registry.publish("k", 1, "a", {}, b"graphs")
+        assert registry.evict("k")
+        assert not registry.evict("k")
+        assert registry.entries() == {}
+        assert (await registry.acquire("k", {}, "b", 1.0))["outcome"] == "lead"
+
+    asyncio.run(run())
+
+
+def test_without_a_durable_store_memory_serves(make, monkeypatch) -> None:
+    async def run() -> None:
+        registry = make()
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(registry._store, "save", full)
+        await registry.acquire("k", {}, "a", 1.0)
+        assert await registry.publish("k", 1, "a", {}, b"graphs")
+        assert (await registry.acquire("k", {}, "b", 1.0))["ref"] == [b"graphs"]
 
     asyncio.run(run())

@@ -103,7 +103,7 @@ def test_no_member_leaves_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ArtifactRefused):
         opened(signed([(tarfile.TarInfo(name), b"x")]), tmp_path / "out")
     assert not (tmp_path / "up").exists()
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])

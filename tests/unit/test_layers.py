@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 # From what everything may use, to what uses everything.
 ORDER = [
     "errors", "timeline", "config", "models", "vllm_plugin", "graph_cache", "engine", "plan",
-    "replica", "fleet", "cluster", "run", "bench", "report", "jobs",
+    "replica", "fleet", "cluster", "run", "warm", "bench", "report", "jobs", "cli", "__main__",
 ]  # fmt: skip
 VLLM_AT_HOME = {"engine", "vllm_plugin"}
 

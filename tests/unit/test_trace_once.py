@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import fx, nn
@@ -72,9 +74,8 @@ def test_the_flat_graph_is_the_same_and_each_layer_has_its_weights(layers: list[
 
 def test_forwards_are_put_back() -> None:
     own, inherited = Layer.forward, Odd.__dict__.get("forward")
-    with pytest.raises(RuntimeError), trace_once.compile_regions([Layer, Odd]):
+    with trace_once.compile_regions([Layer, Odd]):
         assert Layer.forward is not own
-        raise RuntimeError
     assert Layer.forward is own
     assert Odd.__dict__.get("forward") is inherited is None
 
@@ -87,10 +88,8 @@ def test_only_layers_that_come_three_times_are_repeated() -> None:
 class Fails:
     """Stands in for a compiled model whose trace fails in a region, but not without."""
 
-    class vllm_config:  # noqa: N801
-        additional_config = {"orchestrator": {"kv_update": "layer_index"}}
-
     def __init__(self, reached: bool = False) -> None:
+        self.vllm_config = SimpleNamespace(additional_config={"orchestrator": {"kv_update": "layer_index"}})
         self.tried = 0
         self.reached = reached
 

@@ -1,0 +1,9 @@
+"""Compile models ahead of time and publish their graphs, so that later clusters only load them.
+
+python jobs/warm.py -m model=smollm2_135m,tiny_llama graph_cache.store=s3://bucket/graphs
+"""
+
+from orchestrator.jobs import main
+
+if __name__ == "__main__":
+    main("warm")
