@@ -145,6 +145,7 @@ class BenchKind(Enum):
 
     depth = "depth"
     throughput = "throughput"
+    cache = "cache"
 
 
 @dataclass
@@ -157,6 +158,7 @@ class BenchConfig:
     rounds: int = 5  # paired repetitions of a timing
     batch: int = 8  # prompts asked at once
     tokens: int = 64  # generated for each
+    sizes_mib: list[int] = field(default_factory=lambda: [10, 1024])  # of artifacts
     repeat: int = 1  # batches of prompts for one timing of the prefill
 
 

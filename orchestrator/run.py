@@ -24,7 +24,7 @@ from orchestrator.engine import Sampling
 from orchestrator.fleet import Fleet
 from orchestrator.graph_cache import bundle, registry
 from orchestrator.graph_cache.client import CacheSettings, Outcome
-from orchestrator.plan import ClusterShape, Plan, check_heads, make_plan
+from orchestrator.plan import ClusterShape, check_heads, make_plan
 from orchestrator.replica import Answer, StartReport
 
 Say = Callable[[str, str], None]  # (who, what happens)
@@ -102,7 +102,7 @@ class Session:
         plan = make_plan(app, self.shape, model=self.model, heads=self.heads, scratch=str(self.scratch / label))
         for warning in plan.warnings:
             self.say("plan", warning)
-        fleet = Fleet(plan, _cache(app, plan), app.cluster.placement_timeout_s, self.say)
+        fleet = Fleet(plan, cache_settings(app, share=plan.share_graphs), app.cluster.placement_timeout_s, self.say)
         return self._fleets.enter_context(fleet)
 
 
@@ -174,10 +174,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _cache(app: AppConfig, plan: Plan) -> CacheSettings:
+def cache_settings(app: AppConfig, *, share: bool = True) -> CacheSettings:
+    """The graph cache as replicas need to know it; starts the registry, if graphs are shared and there is none."""
     cache = app.graph_cache
     handle = None
-    if plan.share_graphs:
+    if share:
         served = int(min(cache.max_served_mib, 0.8 * app.cluster.object_store_mib)) << 20
         handle = registry.connect(app.cluster.namespace, cache.store, cache.lease_s, cache.wait_timeout_s, served)
     limits = bundle.Limits(cache.max_artifact_mib << 20, cache.max_files)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from orchestrator.bench import depth, throughput
+from orchestrator.bench import cache, depth, throughput
 from orchestrator.bench.result import BenchResult
 from orchestrator.config import AppConfig, BenchKind
 from orchestrator.run import Say
 
 __all__ = ["BenchResult", "execute"]
 
-_KINDS = {BenchKind.depth: depth.measure, BenchKind.throughput: throughput.measure}
+_KINDS = {
+    BenchKind.depth: depth.measure,
+    BenchKind.throughput: throughput.measure,
+    BenchKind.cache: cache.measure,
+}
 
 
 def execute(app: AppConfig, say: Say) -> BenchResult:

@@ -1,0 +1,92 @@
+"""The graph cache over several Ray nodes: their copies, and the loss of the node that owns what is served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from ray._private.internal_api import memory_summary
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.graph_cache import registry
+from orchestrator.graph_cache.client import CacheSettings, Outcome
+from orchestrator.graph_cache.registry import Registry
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 100 << 20})
+    ray.init(address=found.address, log_to_driver=False)
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.fixture
+def local_ray(cluster: Cluster) -> None:
+    """The fixtures of conftest.py then run in this cluster."""
+
+
+def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSettings, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    cluster.wait_for_nodes()
+    there = next(n["NodeID"] for n in ray.nodes() if n["Resources"].get("CPU") == 1.0)
+    handle = (
+        ray.remote(Registry)
+        .options(
+            name=registry.ACTOR_NAME,
+            namespace=f"there-{tmp_path.name}",
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=3,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(there, soft=True),
+        )
+        .remote(cache.store, 1.0)
+    )
+    settings = replace(cache, registry=handle)
+    assert ray.get(handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())) == there
+    with make_fleet(replicas=2, settings=settings) as fleet:
+        assert [r.receipt.outcome for r in fleet.start()] == [Outcome.compiled, Outcome.hit]
+    cluster.remove_node(node)
+    other = replace(settings, node_folder=str(tmp_path / "another node"))
+    with make_fleet(replicas=2, settings=other) as fleet:
+        found = [r.receipt for r in fleet.start()]
+    assert [(r.outcome, r.source) for r in found] == [(Outcome.hit, "memory"), (Outcome.hit, "node")]
+    ray.kill(handle)
+
+
+def test_two_hundred_bundles_come_and_go_and_nothing_stays(cluster: Cluster, tmp_path: Path) -> None:
+    """20 MB each, through an object store of 100 MB: only a bounded part is held, and evicted entries free theirs."""
+    handle = registry.connect(f"many-{tmp_path.name}", str(tmp_path / "graphs"), 5.0, 60.0, 45 << 20)
+
+    def resident(_: object) -> int:  # local, so that it travels by value
+        return int(psutil.Process().memory_info().rss)
+
+    data = np.zeros(20 << 20, dtype=np.uint8)
+    rss = 0
+    for i in range(200):
+        key = f"key-{i}"
+        lead = ray.get(handle.acquire.remote(key, {}, "a", 1.0))
+        assert ray.get(handle.publish.remote(key, lead["generation"], "a", {"factors": {}}, data))
+        answer = ray.get(handle.acquire.remote(key, {}, "b", 1.0))
+        assert len(ray.get(answer["ref"][0])) == 20 << 20
+        del answer
+        assert ray.get(handle.evict.remote(key))
+        if i == 20:
+            rss = ray.get(handle.__ray_call__.remote(resident))
+    assert ray.get(handle.held_bytes.remote()) == 0
+    assert ray.get(handle.__ray_call__.remote(resident)) < rss + (60 << 20)
+    assert list((tmp_path / "graphs").iterdir()) == []
+    deadline = time.monotonic() + 20  # Ray frees objects in its own time
+    while "Plasma memory usage 0 MiB" not in (summary := memory_summary(cluster.address, stats_only=True)):
+        assert time.monotonic() < deadline, summary
+        time.sleep(0.5)
+    ray.kill(handle)

@@ -1,0 +1,77 @@
+"""The durable store on a real S3 interface over HTTP (moto's server), behind a real registry and replicas."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from orchestrator import cli
+from orchestrator.graph_cache import registry
+from orchestrator.graph_cache.client import Outcome
+from orchestrator.graph_cache.store import Store
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A URI on a server of our own, on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        query = f"scheme=http&endpoint_override=127.0.0.1%3A{port}&allow_bucket_creation=true&region=us-east-1"
+        yield f"s3://access:secret@graphs/prefix?{query}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_a_bundle_goes_there_and_back(s3: str) -> None:
+    store = Store(s3)
+    data = os.urandom(1 << 20)
+    assert store.load("k") is None
+    store.save("k", 1, data, {"factors": {"a": "1"}})
+    store.save("k", 2, data[::-1], {"factors": {"a": "1"}})
+    assert Store(s3).load("k") == data[::-1]
+    assert [(k, h["generation"]) for k, h in store.entries()] == [("k", 2)]
+    store.delete("k")
+    assert list(Store(s3).entries()) == []
+
+
+def test_a_later_cluster_never_compiles(s3: str, make_fleet, cache, tmp_path: Path, capsys) -> None:
+    def cluster(name: str):
+        handle = registry.connect(f"{name}-{tmp_path.name}", s3, 1.0, 60.0, 64 << 20)
+        settings = replace(cache, registry=handle, store=s3, node_folder=str(tmp_path / name))
+        with make_fleet(replicas=2, settings=settings) as fleet:
+            found = [r.receipt for r in fleet.start()]
+        ray.kill(handle)
+        return found
+
+    first = cluster("first")
+    assert [r.outcome for r in first] == [Outcome.compiled, Outcome.hit]
+    later = cluster("later")
+    assert [(r.outcome, r.source) for r in later] == [(Outcome.hit, "memory"), (Outcome.hit, "node")]
+    where = ["cache", "--store", s3, "--key-file", cache.key_file]
+    assert cli.main([*where, "verify", first[0].key[:12]]) == 0
+    assert cli.main([*where, "evict", first[0].key]) == 0
+    assert cli.main([*where, "show", first[0].key]) == 2
+    assert "authentic" in capsys.readouterr().out
