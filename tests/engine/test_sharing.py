@@ -15,9 +15,9 @@ from tests.engine.conftest import shared_memory
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def job(*arguments: str, timeout: float = 600) -> tuple[int, dict, str]:
+def job(*arguments: str, timeout: float = 600, cache: str | None = "per_run") -> tuple[int, dict, str]:
     environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1"}
-    command = [sys.executable, *arguments, "graph_cache=per_run"]
+    command = [sys.executable, *arguments, *([f"graph_cache={cache}"] if cache else [])]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )

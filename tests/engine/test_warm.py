@@ -1,0 +1,51 @@
+"""Ahead-of-time compile with real vLLM: a later cluster only loads; and what vLLM does not take is told as inert."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from orchestrator.graph_cache import bundle
+from orchestrator.graph_cache.store import Store
+from tests.engine.test_sharing import engine_processes, job
+
+LIMITS = bundle.Limits(1 << 30, 10_000)
+
+
+def test_warm_then_a_later_cluster_loads_then_an_artifact_vllm_does_not_take(tmp_path: Path) -> None:
+    home = Path(os.environ.get("ORCHESTRATOR_HOME", Path.home() / ".cache" / "orchestrator"))
+    store, key_file = f"{tmp_path}/graphs", f"{tmp_path}/signing.key"
+    where = ["model=tiny_llama", "graph_cache=local", f"graph_cache.store={store}", f"graph_cache.key_file={key_file}"]
+    where += [f"graph_cache.node_folder={tmp_path}/node", f"state_dir={home}"]
+
+    code, warmed, err = job("jobs/warm.py", *where, f"hydra.run.dir={tmp_path}/warm", cache=None)
+    assert code == 0, err
+    assert (warmed["outcomes"], warmed["published"], warmed["kv_parity"]) == (["compiled", "hit"], True, True)
+    assert warmed["kv_tokens"][0] == warmed["kv_tokens"][1] > 0
+
+    misplace(Store(store), warmed["key"], Path(key_file), tmp_path / "misplaced")
+    single = [*where, "replicas=1", f"hydra.run.dir={tmp_path}/run"]
+    code, _, err = job("jobs/run.py", *single, cache=None)
+    assert code == 0, err
+    (replica,) = json.loads((tmp_path / "run" / "result.json").read_text())["replicas"]
+    assert replica["receipt"]["outcome"] == "inert"
+    assert replica["receipt"]["reason"] == "vLLM looked for its graphs under another name"
+    assert replica["receipt"]["published"]
+    assert replica["engine"]["compiled"] == 1
+    assert engine_processes() == []
+
+
+def misplace(store: Store, key: str, key_file: Path, folder: Path) -> None:
+    """Publish the same graphs, well signed, under a folder name that vLLM does not ask for."""
+    signing = bundle.signing_key(str(key_file))
+    data = store.load(key)
+    assert data is not None
+    manifest, payload = bundle.verify(memoryview(data), signing, key, LIMITS)
+    bundle.install(payload, folder, LIMITS)
+    (graphs,) = (folder / "torch_compile_cache" / "torch_aot_compile").iterdir()
+    graphs.rename(graphs.with_name("0" * 64))
+    kept = {k: v for k, v in asdict(manifest).items() if k not in ("payload_sha256", "payload_bytes", "files")}
+    moved = bundle.pack(folder, [folder / "torch_compile_cache"], signing, kept)
+    store.save(key, 2, moved, asdict(bundle.manifest_of(memoryview(moved))))
