@@ -1,0 +1,81 @@
+"""`python -m orchestrator cache`: what it shows, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from orchestrator import cli
+from orchestrator.graph_cache import bundle
+from orchestrator.graph_cache.store import Store
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys, monkeypatch) -> Callable[..., tuple[int, str]]:
+    """Two entries in a store, and a way to ask about them."""
+    monkeypatch.setattr(cli.console, "width", 200)
+    store, key_file = str(tmp_path / "graphs"), str(tmp_path / "signing.key")
+    for name, torch in (("aa11", "2.13"), ("bb22", "2.14")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_bytes(name.encode())
+        factors = {"vllm": "0.32.0", "torch": torch, "architecture": "Llama"}
+        known = {"key": name, "factors": factors, "created": 1.0, "publisher": "replica-0"}
+        data = bundle.pack(tmp_path, [tmp_path / name], bundle.signing_key(key_file), known)
+        header = {**asdict(bundle.manifest_of(memoryview(data))), "bytes": len(data)}
+        Store(store).save(name, 1, data, header)
+
+    def ask(*words: str) -> tuple[int, str]:
+        code = cli.main(["cache", "--store", store, "--key-file", key_file, *words])
+        found = capsys.readouterr()
+        return code, found.out + found.err
+
+    return ask
+
+
+def test_ls_and_show(run) -> None:
+    code, text = run("ls")
+    assert code == 0
+    assert all(word in text for word in ("aa11", "bb22", "Llama", "0.32.0", "replica-0"))
+    code, text = run("show", "aa")
+    assert code == 0
+    assert json.loads(text)["factors"]["torch"] == "2.13"
+
+
+def test_explain_names_the_factor_that_differs(run) -> None:
+    code, text = run("explain", "aa")
+    assert code == 0
+    assert all(word in text for word in ("torch", "2.13", "2.14"))
+    assert "0.32.0" not in text
+
+
+def test_verify_tells_a_damaged_entry(run, tmp_path: Path) -> None:
+    assert run("verify")[0] == 0
+    (file,) = (tmp_path / "graphs" / "bb22").glob("*.bundle")
+    file.write_bytes(file.read_bytes()[:-1])
+    code, text = run("verify")
+    assert code == 1
+    assert "aa11 authentic" in text
+    assert "bb22 REFUSED" in text
+    assert run("verify", "aa11")[0] == 0
+
+
+def test_evict_wants_to_know_what(run) -> None:
+    assert run("evict")[0] == 2
+    assert run("evict", "aa")[0] == 0
+    assert run("show", "aa") == (
+        2,
+        "error: no entry's key begins with 'aa'. Hint: See `python -m orchestrator cache ls`.\n",
+    )
+    assert run("evict", "--all")[0] == 0
+    assert "Nothing in" in run("ls")[1]
+
+
+def test_a_wrong_command_is_exit_code_2(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["cache", "lss"])
+    assert caught.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
