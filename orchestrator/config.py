@@ -144,6 +144,7 @@ class BenchKind(Enum):
     """Which benchmark `jobs/bench.py` runs."""
 
     depth = "depth"
+    startup = "startup"
     throughput = "throughput"
     cache = "cache"
 

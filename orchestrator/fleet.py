@@ -45,6 +45,7 @@ class Fleet:
         self._progress = progress or (lambda replica, phase: None)
         self._groups: dict[str, Any] = {}
         self._actors: dict[str, Any] = {}
+        self._standing: set[str] = set()  # replicas that wait for their start
 
     def __enter__(self) -> Fleet:
         return self
@@ -67,12 +68,43 @@ class Fleet:
         self._start_together(others)
         return [self.reports[replica.name] for replica in self.plan.replicas]
 
+    def start_one(self, name: str) -> StartReport:
+        """Start one replica. If it stood by and died meanwhile, another is started from the beginning."""
+        stood_by = name in self._standing
+        try:
+            self._start_together([self._planned(name)])
+        except ReplicaError:
+            if not stood_by:
+                raise
+            self._kill(name)
+            self._start_together([self._planned(name)])
+        return self.reports[name]
+
+    def stop_one(self, name: str) -> None:
+        """Stop a replica; its placement group stays for the next start."""
+        if name in self._actors:
+            ray.wait([self._actors[name].stop.remote()], timeout=_STOP_S)
+            self._kill(name)
+
+    def stand_by(self, name: str) -> int:
+        """Place a replica and bring it to the point where only its engine is missing.
+
+        Returns:
+            The bytes of memory that it takes while it waits.
+        """
+        replica = self._planned(name)
+        self._place(replica)
+        self._actors[name] = self._actor(replica, time.time())
+        found = self._result(name, self._actors[name].stand_by.remote(), phase="stand by")
+        if isinstance(found, OrchestratorError):
+            raise found
+        self._standing.add(name)
+        return int(found)
+
     def restart(self, name: str) -> StartReport:
         """Replace a replica, dead or alive, in its own placement group."""
-        replica = next(r for r in self.plan.replicas if r.name == name)
-        self._stop_actor(name)
-        self._start_together([replica])
-        return self.reports[name]
+        self.stop_one(name)
+        return self.start_one(name)
 
     def ask(self, prompts: Sequence[str], sampling: Sampling) -> list[Answer | OrchestratorError]:
         """Spread prompts over the replicas. A request whose replica dies is asked once more, of another.
@@ -117,6 +149,10 @@ class Fleet:
         starting = {}
         for replica in replicas:
             requested = time.time()
+            if replica.name in self._standing:
+                self._standing.discard(replica.name)
+                starting[self._actors[replica.name].start.remote(requested)] = replica
+                continue
             self._place(replica)
             self._actors[replica.name] = self._actor(replica, requested)
             starting[self._actors[replica.name].start.remote()] = replica
@@ -128,6 +164,9 @@ class Fleet:
                 self.reports[replica.name] = self._started(replica.name, ref)
             for replica in starting.values():
                 self._watch(replica.name, deadlines[replica.name])
+
+    def _planned(self, name: str) -> ReplicaPlan:
+        return next(r for r in self.plan.replicas if r.name == name)
 
     def _limit(self, replica: ReplicaPlan) -> float:
         return replica.spec.start_timeout_s + self._cache.wait_s + _MARGIN_S
@@ -190,10 +229,6 @@ class Fleet:
             lines = " ".join(str(error).split())
             return ReplicaError(f"{name}: its process died. {lines[:300]}", replica=name, phase=phase)
 
-    def _stop_actor(self, name: str) -> None:
-        if name in self._actors:
-            ray.wait([self._actors[name].stop.remote()], timeout=_STOP_S)
-            self._kill(name)
-
     def _kill(self, name: str) -> None:
+        self._standing.discard(name)
         ray.kill(self._actors.pop(name), no_restart=True)

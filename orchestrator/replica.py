@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from orchestrator import timeline
-from orchestrator.engine import Chunk, Engine, Sampling, create
+from orchestrator.engine import Chunk, CompileKey, Engine, Sampling, create
 from orchestrator.graph_cache.client import CacheSettings, GraphCacheClient, Outcome, Receipt
 from orchestrator.plan import ReplicaPlan
 
@@ -81,16 +83,35 @@ class Replica:
         self._bind_threads()
         self._engine: Engine = create(plan.kind, plan.spec)
         self._cache = GraphCacheClient(cache, plan.name, self._events)
+        self._compile_key: CompileKey | None = None
         self._requests = 0
 
-    async def start(self) -> StartReport:
+    async def stand_by(self) -> int:
+        """Do all that needs neither a device nor the model's weights, and wait; returns the bytes of memory this takes.
+
+        Raises:
+            EngineStartError: the configuration does not make an engine.
+        """
+        self._compile_key = await asyncio.to_thread(self._engine.prepare)
+        await self._engine.stand_by()
+        own = psutil.Process()
+        return sum(p.memory_full_info().uss for p in [own, *own.children(recursive=True)])
+
+    async def start(self, requested_at: float | None = None) -> StartReport:
         """Start, and answer a probe of one token.
+
+        Args:
+            requested_at: when a replica that stood by was asked for; its phases count from then.
 
         Raises:
             EngineStartError: the engine did not come up; nothing of it is left.
         """
         root = Path(self.plan.spec.cache_root)
-        compile_key = await asyncio.to_thread(self._engine.prepare)
+        if requested_at is not None:
+            self._requested_at = requested_at
+        compile_key = self._compile_key
+        if compile_key is None:
+            compile_key = await asyncio.to_thread(self._engine.prepare)
         receipt = await asyncio.to_thread(self._cache.restore, compile_key.factors, root)
         try:
             facts = await self._engine.start(restored=receipt.outcome in (Outcome.hit, Outcome.waited))

@@ -80,10 +80,11 @@ def write_bench(folder: Path, result: BenchResult, console: Console) -> dict[str
     (folder / "bench.json").write_text(json.dumps(data, indent=2))
     (folder / "report.html").write_text(_html(f"bench={result.kind}", [], bench=result.rows))
     table = Table(title=f"bench={result.kind}", title_justify="left")
-    for column in result.rows[0]:
+    columns = [column for column in result.rows[0] if column != "phases"]
+    for column in columns:
         table.add_column(column, justify="left" if isinstance(result.rows[0][column], str) else "right")
     for row in result.rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(str(row[column]) for column in columns))
     console.print(table)
     console.print(f"Report: {folder / 'report.html'}")
     return {"ok": result.ok, **result.summary, "report": str(folder / "report.html")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.bench import cache, depth, throughput
+from orchestrator.bench import cache, depth, startup, throughput
 from orchestrator.bench.result import BenchResult
 from orchestrator.config import AppConfig, BenchKind
 from orchestrator.run import Say
@@ -11,6 +11,7 @@ __all__ = ["BenchResult", "execute"]
 
 _KINDS = {
     BenchKind.depth: depth.measure,
+    BenchKind.startup: startup.measure,
     BenchKind.throughput: throughput.measure,
     BenchKind.cache: cache.measure,
 }

@@ -75,7 +75,8 @@ class CompileKey:
 class Engine(Protocol):
     """One tensor-parallel inference engine.
 
-    Order of calls: prepare, start, then any number of generate and check_health, then stop (from any state).
+    Order of calls: prepare, perhaps stand_by, start, then any number of generate and check_health, then stop (from any
+    state).
     """
 
     def prepare(self) -> CompileKey:
@@ -84,6 +85,9 @@ class Engine(Protocol):
         Raises:
             EngineStartError: the configuration does not make an engine.
         """
+
+    async def stand_by(self) -> None:
+        """After `prepare`: return once all that needs neither a device nor a model is ready, and wait idle."""
 
     async def start(self, *, restored: bool = False) -> EngineFacts:
         """Start every process of the engine and return what it said about its graphs.

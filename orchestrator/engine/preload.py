@@ -67,6 +67,16 @@ def start_server(cpu: bool) -> None:
         forkserver.ensure_running()
 
 
+def wait_ready() -> None:
+    """Return once the server has imported everything: it then forks a process that does nothing."""
+    process = PreloadedContext().Process(target=_nothing)
+    process.start()
+    process.join()
+
+
+def _nothing() -> None: ...
+
+
 def forget_server() -> None:
     """Once the server was killed: let the next `start_server` start another."""
     server = _forkserver()

@@ -60,6 +60,11 @@ class VllmEngine:
         self.events.mark("plan")
         return CompileKey(factors)
 
+    async def stand_by(self) -> None:
+        """Wait until the preload server has imported vLLM."""
+        if self.spec.preload:
+            await asyncio.to_thread(preload.wait_ready)
+
     async def start(self, *, restored: bool = False) -> timeline.EngineFacts:
         """Start EngineCore and workers; on failure kill them and raise the root cause."""
         if self.spec.cpu and self.spec.quick_cpu_probe:

@@ -4,12 +4,15 @@ While a model is traced, the forward of its repeated layers is a nested compile 
 of a kind, checks the guards of every further one, and stamps the traced graph out with that layer's own weights and
 names. The regions are inlined before vLLM sees the graph, which is then the same as without them.
 
+Torch stamps out too much on one point: an object that it met first through another layer (a rotary embedding, say) is
+taken for a constant, also by a layer that has another one in its place. So only layers that share the same objects, at
+the same places, are traced together; see alike.py.
+
 Source: torch's `nested_compile_region` and its pass `inline_invoke_subgraph`, which names vLLM as its purpose.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +20,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from orchestrator.vllm_plugin.alike import alike
 from orchestrator.vllm_plugin.settings import logger, trace_once
 
 _FEWEST = 3  # a first layer often differs from the second, so only the third is sure to be stamped out
@@ -40,7 +44,7 @@ def install() -> None:
 
 
 def _traced(model: Any, compile_model: Callable[[], Any]) -> Any:
-    kinds = repeated_layers(model) if trace_once(model.vllm_config) else []
+    kinds = alike_layers(model) if trace_once(model.vllm_config) else []
     if not kinds:
         return compile_model()
     token = _tracing.set(True)
@@ -56,16 +60,27 @@ def _traced(model: Any, compile_model: Callable[[], Any]) -> Any:
     return compile_model()
 
 
-def repeated_layers(model: nn.Module) -> list[type[nn.Module]]:
-    """The classes of the outermost layers that a model holds at least three times in one list."""
-    found: list[type[nn.Module]] = []
-    for child in model.children():
-        if isinstance(child, nn.ModuleList):
-            kinds = Counter(type(layer) for layer in child)
-            found += [kind for kind, count in kinds.items() if count >= _FEWEST and not hasattr(kind, "aot_compile")]
+def alike_layers(model: nn.Module) -> list[type[nn.Module]]:
+    """The classes of layers that come at least three times in one list, and of which all share the same objects."""
+    kinds: dict[type[nn.Module], list[nn.Module]] = {}
+    for layer in outer_layers(model):
+        kinds.setdefault(type(layer), []).append(layer)
+    repeated = {k: v for k, v in kinds.items() if len(v) >= _FEWEST and not hasattr(k, "aot_compile")}
+    found = []
+    for kind, layers in repeated.items():
+        if alike(layers, model):
+            found.append(kind)
         else:
-            found += repeated_layers(child)
-    return list(dict.fromkeys(found))
+            logger.info("trace_once: every %s is traced, since they share different objects.", kind.__name__)
+    return found
+
+
+def outer_layers(model: nn.Module) -> list[nn.Module]:
+    """The entries of a model's outermost module lists."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        found += list(child) if isinstance(child, nn.ModuleList) else outer_layers(child)
+    return found
 
 
 @contextmanager

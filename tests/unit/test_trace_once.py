@@ -48,7 +48,7 @@ def traced(model: Model, x: torch.Tensor, *, once: bool) -> tuple[fx.GraphModule
     torch._dynamo.reset()
     token = trace_once._tracing.set(once)
     try:
-        with trace_once.compile_regions(trace_once.repeated_layers(model) if once else []):
+        with trace_once.compile_regions(trace_once.alike_layers(model) if once else []):
             answer = torch.compile(model, backend=backend, fullgraph=True)(x)
     finally:
         trace_once._tracing.reset(token)
@@ -81,8 +81,56 @@ def test_forwards_are_put_back() -> None:
 
 
 def test_only_layers_that_come_three_times_are_repeated() -> None:
-    assert trace_once.repeated_layers(Model([Layer(), Odd(), Layer(), Layer()])) == [Layer]
-    assert trace_once.repeated_layers(Model([Layer(), Odd(), Layer()])) == []
+    assert trace_once.alike_layers(Model([Layer(), Odd(), Layer(), Layer()])) == [Layer]
+    assert trace_once.alike_layers(Model([Layer(), Odd(), Layer()])) == []
+
+
+class Turned(Layer):
+    """A layer with a table that layers share, as rotary embeddings are."""
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.table.weight
+
+
+def test_layers_that_share_one_table_are_traced_once() -> None:
+    table = nn.Linear(4, 1, bias=False)
+    model, x = Model([Turned(table) for _ in range(6)]), torch.randn(2, 4)
+    assert trace_once.alike_layers(model) == [Turned]
+    assert torch.equal(traced(model, x, once=True)[1], model(x))
+
+
+@pytest.mark.parametrize("odd", range(6))
+def test_a_layer_with_another_table_gets_its_own(odd: int) -> None:
+    """Gemma 3: one layer in six has another rotary embedding, and torch would stamp out the others'."""
+    table, other = nn.Linear(4, 1, bias=False), nn.Linear(4, 1, bias=False)
+    model, x = Model([Turned(other if i == odd else table) for i in range(6)]), torch.randn(2, 4)
+    assert trace_once.alike_layers(model) == []
+    assert torch.equal(traced(model, x, once=True)[1], model(x))
+
+
+def test_a_table_in_the_model_around_counts_too() -> None:
+    tables = [nn.Linear(4, 1, bias=False) for _ in range(4)]
+    model = Model([Turned(table) for table in tables])
+    assert trace_once.alike_layers(model) == [Turned]
+    model.table = tables[1]
+    assert trace_once.alike_layers(model) == []
+
+
+def test_settings_deep_in_a_layer_count_too() -> None:
+    def layers(*settings: object) -> Model:
+        found = [Layer() for _ in settings]
+        for layer, setting in zip(found, settings, strict=True):
+            layer.implementation = SimpleNamespace(inner=[setting])
+        return Model(list(found))
+
+    one, two = SimpleNamespace(window=1), SimpleNamespace(window=2)
+    assert trace_once.alike_layers(layers(one, one, one, one)) == [Layer]
+    assert trace_once.alike_layers(layers(one, one, two, two)) == []
+    assert trace_once.alike_layers(layers(one, one, one, two)) == []
 
 
 class Fails:
