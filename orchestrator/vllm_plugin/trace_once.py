@@ -13,6 +13,7 @@ Source: torch's `nested_compile_region` and its pass `inline_invoke_subgraph`, w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,7 +25,9 @@ from orchestrator.vllm_plugin.alike import alike
 from orchestrator.vllm_plugin.settings import logger, trace_once
 
 _FEWEST = 3  # a first layer often differs from the second, so only the third is sure to be stamped out
-_tracing: ContextVar[bool] = ContextVar("orchestrator_tracing", default=False)
+# The model whose layers are being traced as regions, and their kinds, until its graph is flat and checked.
+_Tracing = tuple[nn.Module, list[type[nn.Module]]]
+_tracing: ContextVar[_Tracing | None] = ContextVar("orchestrator_tracing", default=None)
 
 
 class CannotInline(Exception):
@@ -47,12 +50,12 @@ def _traced(model: Any, compile_model: Callable[[], Any]) -> Any:
     kinds = alike_layers(model) if trace_once(model.vllm_config) else []
     if not kinds:
         return compile_model()
-    token = _tracing.set(True)
+    token = _tracing.set((model, kinds))
     try:
         with compile_regions(kinds):
             return compile_model()
     except Exception as error:
-        if not _tracing.get():  # the graph was complete: what failed came later, and would fail again
+        if _tracing.get() is None:  # the graph was complete: what failed came later, and would fail again
             raise
         logger.warning("trace_once falls back to tracing every layer: %s", " ".join(str(error).split())[:300])
     finally:
@@ -104,12 +107,14 @@ def compile_regions(kinds: list[type[nn.Module]]) -> Iterator[None]:
 
 
 def inline_regions(graph: fx.GraphModule) -> None:
-    """Make a traced graph flat again; a graph without regions stays as it is.
+    """Make a traced graph flat again, and check it; a graph without regions stays as it is.
 
     Raises:
-        CannotInline: a region makes a size that only its data tells, so two layers would share one symbol.
+        CannotInline: a region makes a size that only its data tells, so two layers would share one symbol; or a layer
+            does not use its own tensors where its likes use theirs.
     """
-    if not _tracing.get():
+    tracing = _tracing.get()
+    if tracing is None:
         return
     from torch._higher_order_ops.passes import inline_invoke_subgraph as inliner
 
@@ -120,8 +125,42 @@ def inline_regions(graph: fx.GraphModule) -> None:
     before = len(graph.graph.nodes)
     inliner.inline_invoke_subgraph(graph)
     if len(graph.graph.nodes) != before:
+        check_tensors(graph, *tracing)
         graph.graph.lint()
         graph.delete_all_unused_submodules()
         graph.recompile()
         logger.info("trace_once: %d nodes traced, %d stamped out.", before, len(graph.graph.nodes))
-    _tracing.set(False)
+    _tracing.set(None)
+
+
+def check_tensors(graph: fx.GraphModule, model: nn.Module, kinds: list[type[nn.Module]]) -> None:
+    """Where one layer of these kinds uses its parameter or buffer, every other one uses its own.
+
+    Placeholders are told by their names, which Dynamo makes from the path of what they stand for.
+
+    Raises:
+        CannotInline: one does not, or the graph does not tell which tensors it uses.
+    """
+    names = {str(node.target).lower() for node in graph.graph.find_nodes(op="placeholder") if node.users}
+    used = {id(tensor) for path, tensor in _tensors(model) if _placeholder(path, model) in names}
+    places: dict[type[nn.Module], set[str]] = {}
+    for layer in (layer for layer in outer_layers(model) if type(layer) in kinds):
+        mine = {path for path, tensor in _tensors(layer) if id(tensor) in used}
+        theirs = places.setdefault(type(layer), mine)
+        if mine != theirs or not mine:
+            paths = ", ".join(sorted(mine ^ theirs)[:3]) or "nothing"
+            raise CannotInline(f"one {type(layer).__name__} uses {paths} of its own, and another does not")
+
+
+def _placeholder(path: str, model: nn.Module) -> str:
+    """Dynamo's placeholder for a tensor of `self`, as in `L['self']._modules['norm']._parameters['weight']`."""
+    *modules, leaf = path.split(".")
+    owner = model.get_submodule(".".join(modules))
+    kind = "parameters" if leaf in owner._parameters else "buffers"
+    source = "_".join(["l_self", *(f"modules_{name}" for name in modules), kind, leaf])
+    return re.sub(r"[^0-9a-z]+", "_", f"{source}_".lower())
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)

@@ -46,9 +46,10 @@ def traced(model: Model, x: torch.Tensor, *, once: bool) -> tuple[fx.GraphModule
         return graph.forward
 
     torch._dynamo.reset()
-    token = trace_once._tracing.set(once)
+    kinds = trace_once.alike_layers(model) if once else []
+    token = trace_once._tracing.set((model, kinds) if once else None)
     try:
-        with trace_once.compile_regions(trace_once.alike_layers(model) if once else []):
+        with trace_once.compile_regions(kinds):
             answer = torch.compile(model, backend=backend, fullgraph=True)(x)
     finally:
         trace_once._tracing.reset(token)
@@ -110,6 +111,15 @@ def test_a_layer_with_another_table_gets_its_own(odd: int) -> None:
     model, x = Model([Turned(other if i == odd else table) for i in range(6)]), torch.randn(2, 4)
     assert trace_once.alike_layers(model) == []
     assert torch.equal(traced(model, x, once=True)[1], model(x))
+
+
+def test_a_graph_with_another_layers_tensors_is_not_taken(monkeypatch) -> None:
+    """The second line: what torch stamps out is checked, even where the layers were taken for alike."""
+    table, other = nn.Linear(4, 1, bias=False), nn.Linear(4, 1, bias=False)
+    model = Model([Turned(other if i == 4 else table) for i in range(6)])
+    monkeypatch.setattr(trace_once, "alike_layers", lambda _: [Turned])
+    with pytest.raises(Exception, match=r"one Turned uses table\.weight of its own, and another does not"):
+        traced(model, torch.randn(2, 4), once=True)
 
 
 def test_a_table_in_the_model_around_counts_too() -> None:
