@@ -13,7 +13,6 @@ import pytest
 import ray
 from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.graph_cache import registry
 from orchestrator.graph_cache.client import CacheSettings, Outcome
@@ -35,9 +34,12 @@ def local_ray(cluster: Cluster) -> None:
 
 
 def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSettings, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-    cluster.wait_for_nodes()
-    there = next(n["NodeID"] for n in ray.nodes() if n["Resources"].get("CPU") == 1.0)
+    def add() -> object:
+        added = cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"registry": 1})
+        cluster.wait_for_nodes()
+        return added
+
+    node = add()
     handle = (
         ray.remote(Registry)
         .options(
@@ -47,15 +49,17 @@ def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSe
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=3,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(there, soft=True),
+            resources={"registry": 1},
         )
         .remote(cache.store, 1.0)
     )
     settings = replace(cache, registry=handle)
-    assert ray.get(handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())) == there
+    where = ray.get(handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()))
     with make_fleet(replicas=2, settings=settings) as fleet:
         assert [r.receipt.outcome for r in fleet.start()] == [Outcome.compiled, Outcome.hit]
     cluster.remove_node(node)
+    add()
+    assert ray.get(handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())) != where
     other = replace(settings, node_folder=str(tmp_path / "another node"))
     with make_fleet(replicas=2, settings=other) as fleet:
         found = [r.receipt for r in fleet.start()]
