@@ -46,13 +46,12 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     return BenchResult("depth", summary, rows, run.machine(), all(row["ok"] for row in rows))
 
 
-def _cell(app: AppConfig, mode: KvUpdate, layers: int | None = None) -> AppConfig:
+def _cell(app: AppConfig, mode: KvUpdate, layers: int) -> AppConfig:
     cell = deepcopy(app)
     cell.cold_start.kv_update = mode
     cell.fast_cold_start, cell.replicas = True, 2
-    if layers is not None:
-        cell.model.tiny["num_hidden_layers"] = layers
-        cell.model.name = f"{app.model.name}-{layers}"
+    cell.model.tiny["num_hidden_layers"] = layers
+    cell.model.name = f"{app.model.name}-{layers}"
     cell.graph_cache.store = f"{app.graph_cache.store}/{mode.value}-{layers}-{time.time_ns()}"  # always cold
     return cell
 

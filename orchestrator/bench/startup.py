@@ -9,7 +9,8 @@ from typing import Any
 
 from orchestrator import run
 from orchestrator.bench.result import BenchResult
-from orchestrator.config import AppConfig, ClusterKind
+from orchestrator.bench.room import make_room
+from orchestrator.config import AppConfig
 from orchestrator.replica import StartReport
 from orchestrator.run import Say
 
@@ -19,8 +20,7 @@ WAYS = ("stock_cold", "stock_warm", "ours_cold", "ours_warm", "ours_pool")
 def measure(app: AppConfig, say: Say) -> BenchResult:
     """Every way in each round, one start at a time, each replica stopped before the next one starts."""
     app = deepcopy(app)
-    if app.cluster.kind is ClusterKind.local and app.cluster.num_cpus is None:
-        app.cluster.num_cpus = int(3 * app.engine.tensor_parallel_size * app.engine.cpus_per_rank + 1)
+    make_room(app, 3)
     rows: list[dict[str, Any]] = []
     with run.session(app, say) as session:
         for turn in range(app.bench.rounds):

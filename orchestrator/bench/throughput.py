@@ -11,7 +11,8 @@ import ray
 
 from orchestrator import run
 from orchestrator.bench.result import BenchResult
-from orchestrator.config import AppConfig, ClusterKind
+from orchestrator.bench.room import make_room
+from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling
 from orchestrator.fleet import Fleet
 from orchestrator.run import Say
@@ -24,9 +25,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     """Stock vLLM and each mode, round by round: what disturbs one round disturbs all, and the order turns each time."""
     app = deepcopy(app)
     names = [STOCK, *(mode.value for mode in app.bench.modes)]
-    if app.cluster.kind is ClusterKind.local and app.cluster.num_cpus is None:  # they share the cores, in turn
-        ranks = app.engine.tensor_parallel_size * app.engine.cpus_per_rank
-        app.cluster.num_cpus = int(len(names) * ranks + 1)
+    make_room(app, len(names))
     seconds: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in names}
     with run.session(app, say) as session:
         fleets = {name: _fleet(session, app, name) for name in names}

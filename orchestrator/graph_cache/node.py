@@ -67,7 +67,8 @@ class NodeCopies:
                     bundle.install(fetch(), copy, limits)
                 _link_tree(copy, root)
             os.utime(copy)
-            self._prune(keep=copy)
+            if fetched:
+                self._prune(keep=copy)
             return fetched
         except (OSError, Timeout):  # a node folder that is not ours, full, read-only or stuck must not stop a replica
             bundle.install(fetch(), root, limits)
