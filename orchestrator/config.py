@@ -5,7 +5,6 @@ The dataclasses stay mutable (Hydra overrides frozen ones no longer); `plan.py` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from orchestrator import bounds
 from orchestrator.errors import ConfigError
 
 
@@ -99,7 +99,8 @@ class ColdStartConfig:
     trace_once: bool = True  # Dynamo traces one layer of each kind, and stamps out the others
     share_graphs: bool = True
     quick_cpu_probe: bool = True  # with preload: ask the compiler for its flags, build no programs to see what runs
-    preload: bool = True  # fork the engine's processes from a server that imports vLLM while the replica does
+    short_profile: bool = True  # with preload, on CPU: graphs restored, KV-cache size set: profile a few tokens only
+    preload: bool = True  # fork replicas and their engine's processes from one process per node that imported vLLM
 
 
 @dataclass
@@ -147,6 +148,9 @@ class BenchKind(Enum):
     startup = "startup"
     throughput = "throughput"
     cache = "cache"
+    scaleup = "scaleup"
+    serving = "serving"
+    soak = "soak"
 
 
 @dataclass
@@ -161,6 +165,45 @@ class BenchConfig:
     tokens: int = 64  # generated for each
     sizes_mib: list[int] = field(default_factory=lambda: [10, 1024])  # of artifacts
     repeat: int = 1  # batches of prompts for one timing of the prefill
+    seconds: float = 30.0  # of load on a service
+
+
+@dataclass
+class SweepConfig:
+    """How a multirun treats its cells; each runs in a process of its own."""
+
+    retries: int = 0  # of a cell that failed, unless its configuration is wrong
+    deadline_s: float | None = None  # for each attempt
+    resume: bool = False  # with hydra.sweep.dir=...: cells that ran well there are not run again
+
+
+@dataclass
+class ServeModelConfig:
+    """How many replicas of one model there are; None takes the value that all models share."""
+
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+
+
+@dataclass
+class ServeConfig:
+    """An OpenAI-compatible service. Autoscaling settings have Ray Serve's names and meanings."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str = "orchestrator"  # of the Ray Serve application
+    models: dict[str, ServeModelConfig] = field(default_factory=dict)  # files of conf/model; empty: `model` alone
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_ongoing_requests: float = 4.0
+    upscale_delay_s: float = 5.0
+    downscale_delay_s: float = 120.0
+    api_keys_file: str | None = None  # a key a line; None: no keys, on loopback only
+    max_body_kib: int = 1024
+    max_n: int = 16  # answers to one request
+    health_period_s: float = 5.0
+    health_timeout_s: float = 20.0  # for a probe of one token, where no request has got a token lately
+    drain_s: float = 60.0  # for accepted requests, when a replica goes; what is left then ends with an error
 
 
 @dataclass
@@ -174,41 +217,14 @@ class AppConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     fast_cold_start: bool = True
     replicas: int = 2
     state_dir: str = "${oc.env:ORCHESTRATOR_HOME,${oc.env:HOME}/.cache/orchestrator}"
 
 
 ConfigStore.instance().store(name="schema", node=AppConfig)
-
-# setting -> (is it right?, what it has to be)
-_BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "replicas": (lambda v: v >= 1, "at least 1"),
-    "engine.tensor_parallel_size": (lambda v: v >= 1, "at least 1"),
-    "engine.max_num_seqs": (lambda v: v >= 1, "at least 1"),
-    "engine.max_num_batched_tokens": (lambda v: v >= 1, "at least 1"),
-    "engine.kv_cache_gib": (lambda v: v is None or v > 0, "above 0, or null"),
-    "engine.gpu_memory_utilization": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "engine.cpus_per_rank": (lambda v: v > 0, "above 0"),
-    "engine.start_timeout_s": (lambda v: v > 0, "above 0 seconds"),
-    "graph_cache.wait_timeout_s": (lambda v: v > 0, "above 0 seconds"),
-    "graph_cache.lease_s": (lambda v: v > 0, "above 0 seconds"),
-    "graph_cache.max_artifact_mib": (lambda v: v >= 1, "at least 1"),
-    "graph_cache.max_files": (lambda v: v >= 1, "at least 1"),
-    "graph_cache.max_served_mib": (lambda v: v >= 1, "at least 1"),
-    "graph_cache.max_node_mib": (lambda v: v >= 1, "at least 1"),
-    "cluster.object_store_mib": (lambda v: v >= 80, "at least 80 (Ray's minimum)"),
-    "cluster.placement_strategy": (
-        lambda v: v in {"PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"},
-        "one of PACK, SPREAD, STRICT_PACK, STRICT_SPREAD",
-    ),
-    "workload.max_tokens": (lambda v: v >= 1, "at least 1"),
-    "workload.concurrency": (lambda v: v >= 1, "at least 1"),
-    "bench.modes": (lambda v: len(v) >= 1, "a list of at least one mode"),
-    "bench.layers": (lambda v: len(v) >= 1 and min(v) >= 1, "a list of depths of at least 1"),
-    "bench.rounds": (lambda v: v >= 1, "at least 1"),
-    "workload.prompts": (lambda v: len(v) >= 1, "a list of at least one prompt"),
-}
 
 
 def load(cfg: Any) -> AppConfig:
@@ -223,12 +239,7 @@ def load(cfg: Any) -> AppConfig:
         raise ConfigError(" ".join(str(error).split()), where=getattr(error, "full_key", "") or "") from error
     if not isinstance(app, AppConfig):
         raise ConfigError("The configuration is not a mapping of the known groups.", where="")
-    for where, (ok, rule) in _BOUNDS.items():
-        value: Any = app
-        for part in where.split("."):
-            value = getattr(value, part)
-        if not ok(value):
-            raise ConfigError(f"{where}={value!r} has to be {rule}.", where=where)
+    bounds.check(app)
     if app.model.source in (ModelSource.path, ModelSource.hub) and not app.model.id:
         raise ConfigError("model.id is empty.", where="model.id", hint="Give a folder or a hub id.")
     if app.model.source is ModelSource.tiny and "model_type" not in app.model.tiny:

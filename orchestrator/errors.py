@@ -62,6 +62,10 @@ class ReplicaError(OrchestratorError):
     """A replica actor died or did not answer. Fields: replica, phase."""
 
 
+class ServeError(OrchestratorError):
+    """A service did not come up, or failed."""
+
+
 class ArtifactRefused(OrchestratorError):
     """A compiled artifact was not authentic or not safe, and was not loaded. Field: reason."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -14,7 +15,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.engine import Sampling
+from orchestrator import zygote
+from orchestrator.engine import Sampling, preload
 from orchestrator.errors import EngineDeadError, OrchestratorError, PlacementError, ReplicaError
 from orchestrator.graph_cache.client import CacheSettings
 from orchestrator.plan import Plan, ReplicaPlan
@@ -45,7 +47,6 @@ class Fleet:
         self._progress = progress or (lambda replica, phase: None)
         self._groups: dict[str, Any] = {}
         self._actors: dict[str, Any] = {}
-        self._standing: set[str] = set()  # replicas that wait for their start
 
     def __enter__(self) -> Fleet:
         return self
@@ -69,15 +70,8 @@ class Fleet:
         return [self.reports[replica.name] for replica in self.plan.replicas]
 
     def start_one(self, name: str) -> StartReport:
-        """Start one replica. If it stood by and died meanwhile, another is started from the beginning."""
-        stood_by = name in self._standing
-        try:
-            self._start_together([self._planned(name)])
-        except ReplicaError:
-            if not stood_by:
-                raise
-            self._kill(name)
-            self._start_together([self._planned(name)])
+        """Start one replica."""
+        self._start_together([next(r for r in self.plan.replicas if r.name == name)])
         return self.reports[name]
 
     def stop_one(self, name: str) -> None:
@@ -85,21 +79,6 @@ class Fleet:
         if name in self._actors:
             ray.wait([self._actors[name].stop.remote()], timeout=_STOP_S)
             self._kill(name)
-
-    def stand_by(self, name: str) -> int:
-        """Place a replica and bring it to the point where only its engine is missing.
-
-        Returns:
-            The bytes of memory that it takes while it waits.
-        """
-        replica = self._planned(name)
-        self._place(replica)
-        self._actors[name] = self._actor(replica, time.time())
-        found = self._result(name, self._actors[name].stand_by.remote(), phase="stand by")
-        if isinstance(found, OrchestratorError):
-            raise found
-        self._standing.add(name)
-        return int(found)
 
     def restart(self, name: str) -> StartReport:
         """Replace a replica, dead or alive, in its own placement group."""
@@ -149,10 +128,6 @@ class Fleet:
         starting = {}
         for replica in replicas:
             requested = time.time()
-            if replica.name in self._standing:
-                self._standing.discard(replica.name)
-                starting[self._actors[replica.name].start.remote(requested)] = replica
-                continue
             self._place(replica)
             self._actors[replica.name] = self._actor(replica, requested)
             starting[self._actors[replica.name].start.remote()] = replica
@@ -164,9 +139,6 @@ class Fleet:
                 self.reports[replica.name] = self._started(replica.name, ref)
             for replica in starting.values():
                 self._watch(replica.name, deadlines[replica.name])
-
-    def _planned(self, name: str) -> ReplicaPlan:
-        return next(r for r in self.plan.replicas if r.name == name)
 
     def _limit(self, replica: ReplicaPlan) -> float:
         return replica.spec.start_timeout_s + self._cache.wait_s + _MARGIN_S
@@ -195,7 +167,13 @@ class Fleet:
             placement_group_bundle_index=0,
             placement_group_capture_child_tasks=not one_node,
         )
-        options = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0), "max_concurrency": 1000}
+        options: dict[str, Any] = {
+            "num_cpus": bundle.get("CPU", 0),
+            "num_gpus": bundle.get("GPU", 0),
+            "max_concurrency": 1000,
+        }
+        if replica.spec.preload:
+            options["runtime_env"] = {"py_executable": zygote.py_executable(sys.executable, preload.MODULE)}
         actor = ray.remote(Replica).options(scheduling_strategy=strategy, **options)
         return actor.remote(replica, self._cache, requested, time.time())
 
@@ -230,5 +208,4 @@ class Fleet:
             return ReplicaError(f"{name}: its process died. {lines[:300]}", replica=name, phase=phase)
 
     def _kill(self, name: str) -> None:
-        self._standing.discard(name)
         ray.kill(self._actors.pop(name), no_restart=True)

@@ -16,14 +16,15 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from orchestrator import report
+from orchestrator import report, sweep
 from orchestrator.config import load
 from orchestrator.errors import ConfigError, OrchestratorError
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
+JOBS = Path(CONF).with_name("jobs")
 console = Console(stderr=True)
 _cells: list[dict[str, Any]] = []
 _interrupted = False
@@ -33,13 +34,14 @@ def main(job: str = "run") -> None:
     """Run the job on the command line and exit.
 
     Args:
-        job: "run", "bench" or "warm".
+        job: "run", "bench", "warm" or "serve".
     """
 
     def task(cfg: DictConfig) -> None:
         _cell(job, cfg)
 
     signal.signal(signal.SIGINT, _on_interrupt)
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
     wanted_full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us: we print one line instead of Hydra's several
     try:
@@ -61,11 +63,12 @@ def main(job: str = "run") -> None:
         else:
             results = [cell["result"] for cell in _cells]
             print("RESULT " + json.dumps({"ok": all(r["ok"] for r in results), "cells": results}))
-    sys.exit(0 if all(cell["result"]["ok"] for cell in _cells) else _cells[0].get("code", 1))
+    failed = {cell.get("code") or 1 for cell in _cells if not cell["result"]["ok"]}
+    sys.exit(2 if failed == {2} else int(bool(failed)))
 
 
 def _cell(job: str, cfg: DictConfig) -> None:
-    """One run of Hydra's; in a sweep its failure is recorded, and the others go on."""
+    """One run of Hydra's."""
     from orchestrator import bench, run, warm  # Ray only now: `--help` stays instant
 
     settings = HydraConfig.get()
@@ -74,26 +77,42 @@ def _cell(job: str, cfg: DictConfig) -> None:
     cell: dict[str, Any] = {
         "multirun": multirun,
         "folder": str(folder),
-        "overrides": [o for o in settings.overrides.task if not o.startswith("hydra.")],
+        "overrides": [o for o in settings.overrides.task if not o.startswith(("hydra.", "sweep."))],
     }
-    try:
-        with report.Progress(console) as progress:
-            if job == "bench":
-                cell["result"] = report.write_bench(folder, bench.execute(load(cfg), progress.say), console)
-            elif job == "warm":
-                cell["result"] = report.write_warm(folder, warm.execute(load(cfg), progress.say), console)
-            else:
-                cell["result"] = report.write_run(folder, run.execute(load(cfg), progress.say), console)
-    except Exception as error:
-        if not multirun or _interrupted:
-            raise
-        line = _one_line(error)
-        cell |= {"result": {"ok": False, "error": line}, "code": 2 if _is_config_error(error) else 1}
-        console.print(f"[red]failed:[/] {' '.join(cell['overrides'])}: {line}")
-        (folder / "result.json").write_text(json.dumps({**cell["result"], "overrides": cell["overrides"]}, indent=2))
+    if multirun:
+        _in_a_process(job, cfg, cell)
+        return
+    with report.Progress(console) as progress:
+        if job == "bench":
+            cell["result"] = report.write_bench(folder, bench.execute(load(cfg), progress.say), console)
+        elif job == "warm":
+            cell["result"] = report.write_warm(folder, warm.execute(load(cfg), progress.say), console)
+        elif job == "serve":
+            from orchestrator.serve import job as serving
+
+            cell["result"] = serving.execute(load(cfg), progress.say)
+        else:
+            cell["result"] = report.write_run(folder, run.execute(load(cfg), progress.say), console)
     _cells.append(cell)
-    if not multirun:
-        print("RESULT " + json.dumps(cell["result"]))
+    print("RESULT " + json.dumps(cell["result"]))
+
+
+def _in_a_process(job: str, cfg: DictConfig, cell: dict[str, Any]) -> None:
+    """One cell of a sweep; its failure is recorded, and the others go on."""
+    folder, name = Path(cell["folder"]), " ".join(cell["overrides"])
+    console.print(f"[bold]{name or 'defaults'}[/]")
+    try:
+        cell |= sweep.run_cell(JOBS / f"{job}.py", cell["overrides"], folder, load(cfg).sweep)
+    except ConfigError as error:
+        cell |= {"result": {"ok": False, "error": str(error)}, "code": 2}
+    if cell["code"]:
+        line = cell["result"].setdefault("error", "its replicas did not share graphs or tokens")
+        console.print(f"[red]failed:[/] {name}: {line}")
+        if not (folder / "result.json").is_file() or "replicas" not in json.loads((folder / "result.json").read_text()):
+            folder.mkdir(parents=True, exist_ok=True)
+            failed = {**cell["result"], "overrides": cell["overrides"]}
+            (folder / "result.json").write_text(json.dumps(failed, indent=2))
+    _cells.append(cell)
 
 
 def _on_interrupt(*_: object) -> None:

@@ -83,8 +83,8 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, heads: tuple[i
         spec = EngineSpec(
             replica=name,
             model=model,
-            args=MappingProxyType(_engine_args(app, backend)),
-            env=MappingProxyType(_environment(app)),
+            args=MappingProxyType(engine_args(app, backend)),
+            env=MappingProxyType(environment(app)),
             scratch=folder,
             # stock replicas of a run share a folder that starts out empty, as vLLM's own default on one node
             cache_root=f"{scratch}/stock-cache" if stock else f"{folder}/cache",
@@ -92,14 +92,19 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, heads: tuple[i
             stock=stock,
             chat=app.model.chat,
             cpu=app.engine.device is Device.cpu,
-            preload=not stock and app.cold_start.preload,
-            quick_cpu_probe=not stock and app.cold_start.preload and app.cold_start.quick_cpu_probe,
+            preload=not stock and _preloads(app),
+            quick_cpu_probe=not stock and _preloads(app) and app.cold_start.quick_cpu_probe,
+            short_profile=not stock and _preloads(app) and app.cold_start.short_profile,
         )
         replicas.append(
             ReplicaPlan(name, spec, app.engine.kind, bundles, _strategy(app, bundles), app.engine.tensor_parallel_size)
         )
     share = not stock and app.cold_start.share_graphs and not app.engine.enforce_eager
     return Plan(tuple(replicas), share, _warnings(app))
+
+
+def _preloads(app: AppConfig) -> bool:
+    return app.cold_start.preload and app.engine.kind is EngineKind.vllm
 
 
 def check_heads(app: AppConfig, heads: tuple[int, int] | None) -> None:
@@ -150,7 +155,8 @@ def _strategy(app: AppConfig, bundles: tuple[Mapping[str, float], ...]) -> str:
     return app.cluster.placement_strategy if len(bundles) > 1 else "PACK"
 
 
-def _engine_args(app: AppConfig, backend: str | None) -> dict[str, Any]:
+def engine_args(app: AppConfig, backend: str | None = None) -> dict[str, Any]:
+    """vLLM's AsyncEngineArgs, by name."""
     engine = app.engine
     args: dict[str, Any] = {
         "tensor_parallel_size": engine.tensor_parallel_size,
@@ -178,13 +184,14 @@ def _engine_args(app: AppConfig, backend: str | None) -> dict[str, Any]:
     return {**args, **engine.extra}
 
 
-def _environment(app: AppConfig) -> dict[str, str]:
-    environment = {}
+def environment(app: AppConfig) -> dict[str, str]:
+    """Environment variables that have to be there before vLLM is imported."""
+    found = {}
     if app.model.source is not ModelSource.hub:
-        environment["HF_HUB_OFFLINE"] = "1"  # nothing to ask the hub for
+        found["HF_HUB_OFFLINE"] = "1"  # nothing to ask the hub for
     if not app.fast_cold_start:
-        environment["VLLM_PLUGINS"] = ""  # vLLM then loads no plugin, ours included
-    return environment
+        found["VLLM_PLUGINS"] = ""  # vLLM then loads no plugin, ours included
+    return found
 
 
 def _warnings(app: AppConfig) -> tuple[str, ...]:

@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from orchestrator import timeline
-from orchestrator.engine import Chunk, CompileKey, Engine, Sampling, create
-from orchestrator.graph_cache.client import CacheSettings, GraphCacheClient, Outcome, Receipt
+from orchestrator.engine import Chunk, Engine, Sampling, create
+from orchestrator.graph_cache.client import CacheSettings, GraphCacheClient, Receipt
 from orchestrator.plan import ReplicaPlan
 
 _PROBE = "Hello"
@@ -44,6 +42,7 @@ class StartReport:
             "first_token_s": round(self.first_token_s, 3),
             "receipt": self.receipt.as_dict(),
             "engine": self.facts.as_dict(),
+            "pid": self.pid,
             "phases": [asdict(phase) for phase in self.phases],
         }
 
@@ -80,41 +79,21 @@ class Replica:
         self._events = timeline.EventLog(plan.spec.events_file)
         self._events.mark("placement", max(placed_at, requested_at))
         self._events.mark("process")
-        self._bind_threads()
         self._engine: Engine = create(plan.kind, plan.spec)
         self._cache = GraphCacheClient(cache, plan.name, self._events)
-        self._compile_key: CompileKey | None = None
         self._requests = 0
 
-    async def stand_by(self) -> int:
-        """Do all that needs neither a device nor the model's weights, and wait; returns the bytes of memory this takes.
-
-        Raises:
-            EngineStartError: the configuration does not make an engine.
-        """
-        self._compile_key = await asyncio.to_thread(self._engine.prepare)
-        await self._engine.stand_by()
-        own = psutil.Process()
-        return sum(p.memory_full_info().uss for p in [own, *own.children(recursive=True)])
-
-    async def start(self, requested_at: float | None = None) -> StartReport:
+    async def start(self) -> StartReport:
         """Start, and answer a probe of one token.
-
-        Args:
-            requested_at: when a replica that stood by was asked for; its phases count from then.
 
         Raises:
             EngineStartError: the engine did not come up; nothing of it is left.
         """
         root = Path(self.plan.spec.cache_root)
-        if requested_at is not None:
-            self._requested_at = requested_at
-        compile_key = self._compile_key
-        if compile_key is None:
-            compile_key = await asyncio.to_thread(self._engine.prepare)
+        compile_key = await asyncio.to_thread(self._engine.prepare)
         receipt = await asyncio.to_thread(self._cache.restore, compile_key.factors, root)
         try:
-            facts = await self._engine.start(restored=receipt.outcome in (Outcome.hit, Outcome.waited))
+            facts = await self._engine.start(restored=receipt.restored)
             async for _ in self._engine.generate(_PROBE, Sampling(max_tokens=1), f"{self.plan.name}-probe"):
                 self._events.mark("first token")
                 break
@@ -160,15 +139,3 @@ class Replica:
         """Stop the engine and remove the replica's folder."""
         await self._engine.stop()
         shutil.rmtree(self.plan.spec.scratch, ignore_errors=True)
-
-    def _bind_threads(self) -> None:
-        """vLLM binds CPU ranks to NUMA nodes, and gives up where ranks outnumber them: then split the cores by hand."""
-        size, variable = self.plan.tensor_parallel_size, "VLLM_CPU_OMP_THREADS_BIND"
-        if "CPU" not in self.plan.bundles[0] or size == 1 or variable in os.environ:
-            return
-        nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
-        cores = sorted(os.sched_getaffinity(0))
-        if nodes < size <= len(cores):
-            share = len(cores) // size
-            groups = [cores[i * share : (i + 1) * share] for i in range(size)]
-            os.environ[variable] = "|".join(",".join(map(str, group)) for group in groups)

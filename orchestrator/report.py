@@ -15,22 +15,13 @@ from jinja2 import Environment
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.colours import COLOURS
 from orchestrator.timeline import COMPILE_PHASES
 
 if TYPE_CHECKING:
     from orchestrator.bench.result import BenchResult
     from orchestrator.run import RunResult
     from orchestrator.warm import WarmResult
-
-# One colour a phase, in the order of a start.
-COLOURS = {
-    "placement": "#b8c4d6", "process": "#93a5bf", "import": "#6f86a8", "plan": "#4d6891",
-    "cache lookup": "#2a9d8f", "cache wait": "#1f7a70", "fetch": "#3fb8a8", "install": "#63cdbf",
-    "engine process": "#c8b6e2", "worker process": "#a98fd1", "device setup": "#8a6abf",
-    "weights": "#e9c46a", "profile setup": "#f4d58d", "dynamo": "#e76f51", "inductor": "#c8553d",
-    "artifact load": "#52b788", "profiling": "#f4a261", "graph capture": "#d4a373", "kv cache": "#ddb892",
-    "handshake": "#adb5bd", "first token": "#343a40",
-}  # fmt: skip
 
 
 class Progress:

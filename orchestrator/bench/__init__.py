@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from orchestrator.bench import cache, depth, startup, throughput
+import importlib
+
 from orchestrator.bench.result import BenchResult
-from orchestrator.config import AppConfig, BenchKind
+from orchestrator.config import AppConfig
 from orchestrator.run import Say
 
 __all__ = ["BenchResult", "execute"]
 
-_KINDS = {
-    BenchKind.depth: depth.measure,
-    BenchKind.startup: startup.measure,
-    BenchKind.throughput: throughput.measure,
-    BenchKind.cache: cache.measure,
-}
-
 
 def execute(app: AppConfig, say: Say) -> BenchResult:
-    """Run the benchmark that `app.bench` names.
+    """Run the benchmark that `app.bench.kind` names: the module of that name in this package.
 
     Raises:
         ConfigError: the configuration does not fit the benchmark.
         OrchestratorError: a replica did not come up.
     """
-    return _KINDS[app.bench.kind](app, say)
+    module = importlib.import_module(f"orchestrator.bench.{app.bench.kind.value}")
+    found: BenchResult = module.measure(app, say)
+    return found

@@ -1,11 +1,13 @@
-"""From the request to the first token: stock vLLM cold and warm, ours cold, warm and from stand-by, in one run."""
+"""From the request to the first token: stock vLLM cold and warm; ours cold, warm lever by lever, on a new node."""
 
 from __future__ import annotations
 
 import statistics
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import psutil
 
 from orchestrator import run
 from orchestrator.bench.result import BenchResult
@@ -14,55 +16,91 @@ from orchestrator.config import AppConfig
 from orchestrator.replica import StartReport
 from orchestrator.run import Say
 
-WAYS = ("stock_cold", "stock_warm", "ours_cold", "ours_warm", "ours_pool")
+
+@dataclass(frozen=True)
+class Way:
+    """One way to start: which of `cold_start`'s levers are off, and what the graph cache is to say."""
+
+    name: str
+    outcome: str
+    stock: bool = False
+    off: tuple[str, ...] = ()
+
+
+# Each list runs in a Ray of its own, in this order; what a node keeps (zygote, node copies) begins empty with it.
+_ALL = ("preload", "quick_cpu_probe", "short_profile")
+ROUND = (
+    (Way("stock_cold", "stock", stock=True), Way("stock_warm", "stock", stock=True)),
+    (
+        Way("ours_cold", "compiled"),
+        Way("graphs", "hit", off=_ALL),
+        Way("graphs+preload", "hit", off=_ALL[1:]),
+        Way("graphs+preload+quick_cpu_probe", "hit", off=_ALL[2:]),
+        Way("ours_warm", "hit"),
+    ),
+    (Way("ours_new_node", "hit"),),
+)
+WAYS = tuple(way for ways in ROUND for way in ways)
 
 
 def measure(app: AppConfig, say: Say) -> BenchResult:
     """Every way in each round, one start at a time, each replica stopped before the next one starts."""
     app = deepcopy(app)
-    make_room(app, 3)
+    app.replicas = 1
+    make_room(app, 1)
     rows: list[dict[str, Any]] = []
-    with run.session(app, say) as session:
-        for turn in range(app.bench.rounds):
-            for stock in (True, False):
-                for way, report, idle in _starts(session, app, stock=stock, label=f"{turn}-{stock}"):
-                    say("bench", f"round {turn}, {way}: {report.first_token_s:.1f} s")
-                    rows.append(_row(way, turn, report, idle))
-    found = {way: [r["first_token_s"] for r in rows if r["way"] == way] for way in WAYS}
+    for turn in range(app.bench.rounds):
+        for i, ways in enumerate(ROUND):
+            cell = deepcopy(app)
+            cell.graph_cache.store = f"{app.graph_cache.store}/{turn}"
+            cell.graph_cache.node_folder = f"{app.graph_cache.node_folder}/{turn}-{i}"
+            with run.session(cell, say) as session:
+                for way in ways:
+                    report = _start(session, cell, way)
+                    rows.append(_row(way, turn, report, _idle_mib()))
+                    say("bench", f"round {turn}, {way.name}: {report.first_token_s:.1f} s")
+    return BenchResult("startup", _summary(rows), rows, run.machine(), all(r["ok"] for r in rows))
+
+
+def _start(session: run.Session, app: AppConfig, way: Way) -> StartReport:
+    cell = deepcopy(app)
+    cell.fast_cold_start = not way.stock
+    for lever in way.off:
+        setattr(cell.cold_start, lever, False)
+    fleet = session.fleet(cell, "stock" if way.stock else way.name)  # stock's two starts share vLLM's own cache
+    report = fleet.start_one("replica-0")
+    fleet.stop()
+    return report
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    found = {way.name: [r["first_token_s"] for r in rows if r["way"] == way.name] for way in WAYS}
     summary: dict[str, Any] = {"first_token_s": {way: round(statistics.median(s), 2) for way, s in found.items()}}
     summary["spread_s"] = {way: [min(s), max(s)] for way, s in found.items()}
     for base in ("stock_cold", "stock_warm"):
-        paired = {way: [b / s for b, s in zip(found[base], found[way], strict=True)] for way in WAYS[2:]}
+        paired = {w.name: [b / s for b, s in zip(found[base], found[w.name], strict=True)] for w in WAYS if not w.stock}
         summary[f"sooner_than_{base}"] = {way: round(statistics.median(p), 2) for way, p in paired.items()}
     summary["idle_mib"] = max(r["idle_mib"] for r in rows)
-    return BenchResult("startup", summary, rows, run.machine(), all(r["ok"] for r in rows))
+    return summary
 
 
-def _starts(session: run.Session, app: AppConfig, *, stock: bool, label: str) -> list[tuple[str, StartReport, float]]:
-    """The ways of one kind of replica. They share a cache that starts out empty."""
-    cell = deepcopy(app)
-    cell.fast_cold_start, cell.replicas = not stock, 2 if stock else 3
-    cell.graph_cache.store = f"{app.graph_cache.store}/{label}"
-    cell.cluster.namespace = f"{app.cluster.namespace}-{label}"  # a registry of its own
-    fleet = session.fleet(cell, label)
-    names = [replica.name for replica in fleet.plan.replicas]
-    found = []
-    for name, way in zip(names, [w for w in WAYS if w.startswith("stock") == stock], strict=True):
-        idle = fleet.stand_by(name) / 2**20 if way == "ours_pool" else 0.0
-        found.append((way, fleet.start_one(name), idle))
-        fleet.stop_one(name)
-    fleet.stop()
-    return found
-
-
-def _row(way: str, turn: int, report: StartReport, idle_mib: float) -> dict[str, Any]:
-    wanted = {"stock_cold": "stock", "stock_warm": "stock", "ours_cold": "compiled"}.get(way, "hit")
+def _row(way: Way, turn: int, report: StartReport, idle_mib: float) -> dict[str, Any]:
+    outcome = report.receipt.outcome.value
     return {
-        "way": way,
+        "way": way.name,
         "round": turn,
         "first_token_s": round(report.first_token_s, 2),
-        "receipt": report.receipt.outcome.value,
+        "receipt": outcome,
         "idle_mib": round(idle_mib),
-        "ok": report.receipt.outcome.value == wanted,
+        "ok": outcome == way.outcome,
         "phases": [asdict(phase) for phase in report.phases],
     }
+
+
+def _idle_mib() -> float:
+    """What a node's zygote takes once no replica is left: memory that no other process shares, in MiB."""
+    found = 0.0
+    for process in psutil.process_iter(["cmdline"]):
+        if "orchestrator.zygote.server" in (process.info["cmdline"] or ()):
+            found += process.memory_full_info().uss / 2**20
+    return found

@@ -24,8 +24,9 @@ class EngineSpec:
         stock: plain vLLM: no plugin, no shared graphs.
         chat: prompts are user messages; the model's chat template is applied.
         cpu: it runs on CPU, not on GPUs.
-        preload: fork the engine's processes from a server that has imported vLLM.
+        preload: fork the replica from its node's zygote, which has imported vLLM, and the engine's processes from it.
         quick_cpu_probe: those processes do not build programs to learn what the CPU runs.
+        short_profile: those processes profile a few tokens where graphs were restored and the KV-cache size is set.
     """
 
     replica: str
@@ -40,6 +41,7 @@ class EngineSpec:
     cpu: bool = True
     preload: bool = False
     quick_cpu_probe: bool = False
+    short_profile: bool = False
 
     @property
     def events_file(self) -> str:
@@ -75,8 +77,7 @@ class CompileKey:
 class Engine(Protocol):
     """One tensor-parallel inference engine.
 
-    Order of calls: prepare, perhaps stand_by, start, then any number of generate and check_health, then stop (from any
-    state).
+    Order of calls: prepare, start, then any number of generate and check_health, then stop (from any state).
     """
 
     def prepare(self) -> CompileKey:
@@ -85,9 +86,6 @@ class Engine(Protocol):
         Raises:
             EngineStartError: the configuration does not make an engine.
         """
-
-    async def stand_by(self) -> None:
-        """After `prepare`: return once all that needs neither a device nor a model is ready, and wait idle."""
 
     async def start(self, *, restored: bool = False) -> EngineFacts:
         """Start every process of the engine and return what it said about its graphs.

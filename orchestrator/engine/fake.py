@@ -38,9 +38,6 @@ class FakeEngine:
         self.events.mark("plan")
         return CompileKey({} if self.spec.stock else factors)
 
-    async def stand_by(self) -> None:
-        """There is nothing to wait for."""
-
     async def start(self, *, restored: bool = False) -> timeline.EngineFacts:
         """Load the artifact if it is there and right, else compile."""
         artifact = Path(self.spec.cache_root) / "torch_compile_cache" / "torch_aot_compile" / "fake" / "model"

@@ -1,27 +1,26 @@
-"""Import vLLM once per replica: EngineCore and workers are forked from a server that has imported it already.
+"""Import vLLM once per node: replicas are forked from the node's zygote, and their engine's processes likewise.
 
-vLLM spawns EngineCore, which spawns the workers, and each imports vLLM for several seconds, one after the other. Here
-a forkserver starts importing at the same time as the replica itself; when the replica has its configuration, EngineCore
-and workers are there in milliseconds.
+vLLM spawns EngineCore, which spawns the workers, and each imports vLLM for several seconds, one after the other. A
+replica that was forked from a zygote (see orchestrator/zygote) has imported it; at its birth, while it has one thread,
+it forks a forkserver of its own, from which EngineCore and workers come in milliseconds.
 
-The server initialises no device and starts no threads of its own before a fork. A fork does not see what its parent
-has put into the environment since, so each process brings its parent's environment along; OpenMP has read its own part
-at load time, so thread counts and CPU sets are applied by hand.
+No device is initialised before a fork. A fork does not see what its parent has put into the environment since, so each
+process brings its parent's environment along; OpenMP has read its own part at load time, so thread counts and CPU sets
+are applied by hand.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from pathlib import Path
 from typing import Any
 
-_MODULE = "orchestrator.engine.preloaded"
+from orchestrator.engine import short_profile
+
+MODULE = "orchestrator.engine.preloaded"
 # How Inductor learns what the CPU runs: "known" (graphs for this very CPU were restored), "flags" (ask the compiler).
 CPU_PROBE = "ORCHESTRATOR_CPU_PROBE"
 
@@ -32,6 +31,7 @@ class _Process(ForkServerProcess):
     def start(self) -> None:
         forkserver.ensure_running()
         self._environment = dict(os.environ)
+        self._streams = [os.readlink(f"/proc/self/fd/{stream}") for stream in (1, 2)]
         self._server = _forkserver()._forkserver_address
         super().start()
 
@@ -43,6 +43,11 @@ class _Process(ForkServerProcess):
         os.environ.clear()
         os.environ.update(self._environment)
         _adopt_environment()
+        for stream, target in enumerate(self._streams, start=1):  # Ray turned to log files meanwhile
+            if os.path.isfile(target):
+                log = os.open(target, os.O_WRONLY | os.O_APPEND)
+                os.dup2(log, stream)
+                os.close(log)
         super().run()
 
 
@@ -56,33 +61,30 @@ class PreloadedContext(ForkServerContext):
     Process = _Process
 
 
-def start_server(cpu: bool) -> None:
-    """Start importing in the background; returns at once.
-
-    Args:
-        cpu: the engine will run on CPU, which wants its OpenMP and allocator loaded before anything else.
-    """
-    forkserver.set_forkserver_preload([_MODULE])
-    with _preloaded_libraries(_cpu_libraries() if cpu else []):
-        forkserver.ensure_running()
-
-
-def wait_ready() -> None:
-    """Return once the server has imported everything: it then forks a process that does nothing."""
-    process = PreloadedContext().Process(target=_nothing)
-    process.start()
-    process.join()
-
-
-def _nothing() -> None: ...
-
-
-def forget_server() -> None:
-    """Once the server was killed: let the next `start_server` start another."""
+def fork_server() -> None:
+    """Fork this process's forkserver, where `multiprocessing` would start a new Python; call it before any thread."""
     server = _forkserver()
-    if server._forkserver_alive_fd is not None:
-        os.close(server._forkserver_alive_fd)
-    server._forkserver_alive_fd = server._forkserver_pid = server._forkserver_address = None
+    resource_tracker.ensure_running()
+    with socket.socket(socket.AF_UNIX) as listener:
+        address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+        listener.bind(address)
+        os.chmod(address, 0o600)
+        listener.listen()
+        alive_r, alive_w = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(alive_w)
+            try:
+                forkserver.main(listener.fileno(), alive_r, [])
+            finally:
+                os._exit(0)
+        os.close(alive_r)
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, alive_w, pid
+
+
+def available() -> bool:
+    """Has this process got a forkserver that has imported vLLM?"""
+    return _forkserver()._forkserver_pid is not None
 
 
 def use_in_this_process() -> None:
@@ -104,6 +106,13 @@ def inspect_models_here() -> None:
         registry._run_in_subprocess = lambda inspect: inspect()
 
 
+def log_as_told() -> None:
+    """vLLM reads VLLM_LOGGING_CONFIG_PATH when it is imported: read it once more."""
+    from vllm import logger
+
+    logger._configure_vllm_root_logger()
+
+
 def _adopt_environment() -> None:
     """Apply what libgomp and Inductor would have found out at load time, which was too early.
 
@@ -113,11 +122,17 @@ def _adopt_environment() -> None:
     compiler takes the flags, since the first kernel is built with them right away.
     """
     import torch
+    from torch._inductor import config as inductor
     from torch._inductor.cpu_vec_isa import VecISA
 
+    log_as_told()
+    # vLLM's CPU platform sets this in the replica; Inductor read it at import, and it is part of vLLM's cache key
+    inductor.cpp.dynamic_threads = os.environ.get("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "0") == "1"
     probe = {"known": lambda isa, code: True, "flags": compiler_takes_flags}.get(os.environ.get(CPU_PROBE, ""))
     if probe is not None:
         VecISA.check_build = probe  # not the setting vec_isa_ok: that is part of vLLM's key
+    if os.environ.get(short_profile.VARIABLE):
+        short_profile.install()
     if cores := os.environ.get("GOMP_CPU_AFFINITY", "").split():
         os.sched_setaffinity(0, {int(core) for core in cores})
         torch.set_num_threads(len(cores))
@@ -132,32 +147,3 @@ def compiler_takes_flags(isa: Any, code: str) -> bool:
     return (
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60).returncode == 0
     )
-
-
-def _cpu_libraries() -> list[str]:
-    """The libraries that vLLM's CPU platform puts into LD_PRELOAD: tcmalloc, and torch's own libgomp."""
-    found = []
-    for package, patterns in (
-        ("vllm", ("libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")),
-        ("torch", ("../torch.libs/libgomp*.so*", "lib/libgomp*.so*")),
-    ):
-        spec = importlib.util.find_spec(package)
-        folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
-        files = [f for folder in folders for pattern in patterns for f in sorted(folder.glob(pattern))]
-        found += [str(files[0].resolve())] if files else []
-    return found
-
-
-@contextmanager
-def _preloaded_libraries(libraries: list[str]) -> Iterator[None]:
-    before = os.environ.get("LD_PRELOAD")
-    wanted = [lib for lib in libraries if Path(lib).name.partition(".so")[0] not in (before or "")]
-    if wanted:
-        os.environ["LD_PRELOAD"] = ":".join([*wanted, *([before] if before else [])])
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("LD_PRELOAD", None)
-        else:
-            os.environ["LD_PRELOAD"] = before

@@ -1,8 +1,9 @@
 """No engine process outlives its replica.
 
-Every process of a replica inherits a marker in its environment. `kill_marked` ends them all, and a small reaper
-process does so when the replica itself is killed, which is when nobody else is left to do it: vLLM's EngineCore does
-not notice that its parent is gone.
+Every process of a replica inherits a marker in its environment; where it was forked, and has no environment of its own
+that others can read, it is in the replica's process group. `kill_marked` ends them all, and a small reaper process does
+so when the replica itself is killed, which is when nobody else is left to do it: vLLM's EngineCore does not notice that
+its parent is gone.
 
 vLLM leaves shared-memory segments behind, even after a clean shutdown: whoever ends a replica's processes also removes
 the segments that these had mapped. Python's resource trackers are spared: they end by themselves.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -24,14 +26,21 @@ MARKER = "ORCHESTRATOR_REPLICA_ID"
 _SEGMENT = re.compile(r"(/dev/shm/(?:psm|vllm_dist)_\S+)")
 
 
+def new_marker(replica: str, *, forked: bool) -> str:
+    """A marker for what this process will start; `forked`: those will be forks in the process group that it leads."""
+    return f"{replica}-{os.getpid()}-{time.time_ns()}" + (f"@{os.getpgrp()}" if forked else "")
+
+
 def marked(marker: str) -> list[psutil.Process]:
     """All processes on this machine that carry the marker, without the caller and resource trackers."""
     found = []
+    group = int(marker.partition("@")[2] or -1)
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
         try:
-            if process.environ().get(MARKER) == marker and not _is_tracker(process):
+            ours = os.getpgid(process.pid) == group or process.environ().get(MARKER) == marker
+            if ours and not _is_tracker(process):
                 found.append(process)
         except (psutil.Error, OSError):
             continue
@@ -71,14 +80,14 @@ def kill_marked(marker: str, *, grace_s: float = 2.0) -> list[int]:
     return [process.pid for process in victims]
 
 
-def start_reaper(marker: str) -> subprocess.Popen[bytes]:
-    """Start the process that kills the marked ones once the caller is gone."""
+def start_reaper(marker: str, remove: str = "") -> subprocess.Popen[bytes]:
+    """Start the process that, once the caller is gone, kills the marked ones and removes a folder, if one is named."""
     environment = {key: value for key, value in os.environ.items() if key not in (MARKER, "LD_PRELOAD")}
-    command = [sys.executable, "-m", "orchestrator.engine.processes", str(os.getpid()), marker]
+    command = [sys.executable, "-m", "orchestrator.engine.processes", str(os.getpid()), marker, remove]
     return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
 
 
-def _reap(parent: int, marker: str) -> None:
+def _reap(parent: int, marker: str, remove: str) -> None:
     """Wait for the parent's end, then clean up. Segments are noted on the way: a Ctrl-C ends their owners first."""
     segments: set[Path] = set()
     pause, next_look = 0.5, time.monotonic()
@@ -93,6 +102,8 @@ def _reap(parent: int, marker: str) -> None:
     while kill_marked(marker, grace_s=0.5):  # again, for what was being started meanwhile
         time.sleep(0.2)
     remove_segments(segments)
+    if remove:
+        shutil.rmtree(remove, ignore_errors=True)
 
 
 def _mapped(process: psutil.Process) -> set[Path]:
@@ -108,4 +119,4 @@ def _is_tracker(process: psutil.Process) -> bool:
 
 
 if __name__ == "__main__":
-    _reap(int(sys.argv[1]), sys.argv[2])
+    _reap(int(sys.argv[1]), sys.argv[2], sys.argv[3])

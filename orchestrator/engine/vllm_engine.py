@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import subprocess
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from orchestrator import timeline
-from orchestrator.engine import preload, processes
 from orchestrator.engine.base import Chunk, CompileKey, EngineSpec, Sampling
+from orchestrator.engine.surroundings import GRACE_S, Surroundings
 from orchestrator.errors import EngineDeadError, EngineStartError
 from orchestrator.graph_cache import key
 
-# vLLM may take ten minutes to notice a worker that failed in its start; we give it these seconds.
-_GRACE_S = 3.0
 _POLL_S = 0.2
 
 
@@ -28,25 +22,19 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self.events = timeline.EventLog(spec.events_file)
-        self._marker = f"{spec.replica}-{os.getpid()}-{time.time_ns()}"
+        self._around = Surroundings(spec)
+        self.events = self._around.events
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm-start")
-        self._reaper: subprocess.Popen[bytes] | None = None
         self._config: Any = None
         self._llm: Any = None
 
     def prepare(self) -> CompileKey:
         """Import vLLM, make its configuration, and read the compile key's factors out of it."""
-        self._set_environment()
-        if self.spec.preload:
-            preload.start_server(cpu=self.spec.cpu)
+        self._around.enter()
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
 
-            self.events.mark("import")
-            if self.spec.preload:
-                preload.use_in_this_process()
-                preload.inspect_models_here()
+            self._around.imported()
             args = AsyncEngineArgs(model=self.spec.model, **self.spec.args)
             self._config = args.create_engine_config()
         except Exception as error:
@@ -60,31 +48,17 @@ class VllmEngine:
         self.events.mark("plan")
         return CompileKey(factors)
 
-    async def stand_by(self) -> None:
-        """Wait until the preload server has imported vLLM."""
-        if self.spec.preload:
-            await asyncio.to_thread(preload.wait_ready)
-
     async def start(self, *, restored: bool = False) -> timeline.EngineFacts:
         """Start EngineCore and workers; on failure kill them and raise the root cause."""
-        if self.spec.cpu and self.spec.quick_cpu_probe:
-            os.environ[preload.CPU_PROBE] = "known" if restored else "flags"
-        self._reaper = processes.start_reaper(self._marker)
+        self._around.begin(restored=restored)
         building = asyncio.get_running_loop().run_in_executor(self._thread, self._build)
-        deadline = time.monotonic() + self.spec.start_timeout_s
-        failed_at: float | None = None
-        while not building.done():
+        while not building.done() and not self._around.overdue():
             await asyncio.wait([building], timeout=_POLL_S)
-            now = time.monotonic()
-            if failed_at is None and timeline.root_cause(self.events.read()):
-                failed_at = now
-            if now > deadline or (failed_at is not None and now > failed_at + _GRACE_S):
-                break
         if building.done() and building.exception() is None:
             self._llm = building.result()
-            self.events.mark("handshake")
+            self._around.started()
             return timeline.facts(self.events.read())
-        raise await self._failure(building, timed_out=time.monotonic() > deadline)
+        raise await self._failure(building)
 
     async def generate(self, prompt: str, sampling: Sampling, request_id: str) -> AsyncIterator[Chunk]:
         """Stream an answer; chat models get their template applied."""
@@ -117,32 +91,12 @@ class VllmEngine:
     async def stop(self) -> None:
         """Shut vLLM down; whatever is left after two seconds is killed."""
         llm, self._llm = self._llm, None
-        segments = await asyncio.to_thread(processes.shared_segments, self._marker)
+        segments = await asyncio.to_thread(self._around.segments)
         if llm is not None:
             shutting = asyncio.get_running_loop().run_in_executor(None, llm.shutdown)
             await asyncio.wait([shutting], timeout=5.0)
-        await asyncio.to_thread(processes.kill_marked, self._marker)
-        await asyncio.to_thread(processes.remove_segments, segments)
-        if self.spec.preload:
-            preload.forget_server()
-        if self._reaper is not None:
-            self._reaper.terminate()
-            self._reaper.wait()
-            self._reaper = None
+        await asyncio.to_thread(self._around.end, segments)
         self._thread.shutdown(wait=False)
-
-    def _set_environment(self) -> None:
-        scratch = Path(self.spec.scratch)
-        logging_file = scratch / "logging.json"
-        logging_file.write_text(json.dumps(timeline.vllm_logging_config(self.spec.events_file)))
-        os.environ.update(self.spec.env)
-        os.environ.update(
-            {
-                processes.MARKER: self._marker,
-                "VLLM_CACHE_ROOT": self.spec.cache_root,
-                "VLLM_LOGGING_CONFIG_PATH": str(logging_file),
-            }
-        )
 
     def _build(self) -> Any:
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -157,16 +111,12 @@ class VllmEngine:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
 
-    async def _failure(self, building: asyncio.Future[Any], *, timed_out: bool) -> EngineStartError:
-        cause = timeline.root_cause(self.events.read())
+    async def _failure(self, building: asyncio.Future[Any]) -> EngineStartError:
+        cause, phase = self._around.cause(), self._around.phase()
         if not cause and building.done() and (error := building.exception()) is not None:
             cause = _one_line(error)
-        if not cause and timed_out:
-            cause = f"no answer within engine.start_timeout_s={self.spec.start_timeout_s:g}"
-        reached = timeline.phases(self.events.read(), 0.0)
-        phase = f"after {reached[-1].name!r}" if reached else "start"
         await self.stop()
-        await asyncio.wait([building], timeout=_GRACE_S)  # vLLM raises once its processes are gone; nobody else asks
+        await asyncio.wait([building], timeout=GRACE_S)  # vLLM raises once its processes are gone; nobody else asks
         return EngineStartError(
             f"{self.spec.replica}: the engine did not start ({phase}): {cause}",
             replica=self.spec.replica,
@@ -175,7 +125,7 @@ class VllmEngine:
         )
 
     def _dead(self) -> EngineDeadError:
-        cause = timeline.root_cause(self.events.read())
+        cause = self._around.cause()
         return EngineDeadError(f"{self.spec.replica}: the engine is dead. {cause}".strip(), replica=self.spec.replica)
 
 

@@ -53,6 +53,11 @@ class Receipt:
     source: str = ""  # of a hit: "node" (installed there already), "memory" (the object store), "store" (durable)
     nearest: tuple[str, ...] = ()
 
+    @property
+    def restored(self) -> bool:
+        """Graphs were installed; whether vLLM loads them is another matter."""
+        return self.outcome in (Outcome.hit, Outcome.waited)
+
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""
         return {**asdict(self), "outcome": self.outcome.value, "nearest": list(self.nearest)}
@@ -121,7 +126,7 @@ class GraphCacheClient:
 
     def settle(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> Receipt:
         """Judge the receipt by what vLLM reported, and publish what was compiled as leader. Never raises."""
-        if receipt.outcome in (Outcome.hit, Outcome.waited):
+        if receipt.restored:
             if facts.loaded and not facts.compiled:
                 return receipt
             reason = "; ".join(facts.again) or "vLLM looked for its graphs under another name"

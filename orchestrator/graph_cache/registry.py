@@ -206,14 +206,23 @@ class Registry:
 
 def connect(namespace: str, store_uri: str, lease_s: float, lead_s: float, max_bytes: int) -> Any:
     """The cluster's registry, started if there is none. It uses no CPU of the cluster's and outlives its driver."""
-    remote = ray.remote(Registry)
-    return remote.options(
-        name=ACTOR_NAME,
-        namespace=namespace,
-        get_if_exists=True,
-        lifetime="detached",
-        num_cpus=0,
-        max_restarts=-1,
-        max_task_retries=3,
-        max_concurrency=1000,
-    ).remote(store_uri, lease_s, lead_s, max_bytes)
+    options = cluster_wide(ACTOR_NAME, namespace)
+    return ray.remote(Registry).options(**options).remote(store_uri, lease_s, lead_s, max_bytes)
+
+
+def cluster_wide(name: str, namespace: str) -> dict[str, Any]:
+    """Options of an actor that there is one of, that uses no CPU of the cluster's, and that outlives its maker.
+
+    A Ray Serve replica's actors would land in its placement group, and end with it, were it not for the strategy.
+    """
+    return {
+        "name": name,
+        "namespace": namespace,
+        "get_if_exists": True,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": 3,
+        "max_concurrency": 1000,
+        "scheduling_strategy": "DEFAULT",
+    }

@@ -34,8 +34,11 @@ def start(model: str, mode: str, cache: str, wrong_order: bool = False, ranks: i
     plugin = {} if mode == "stock" else {"additional_config": {"orchestrator": {"kv_update": mode}}}
     if wrong_order:
         plant_wrong_order()
+    # a CPU with AMX would take a backend that knows bfloat16 alone
+    mla = {"attention_backend": "CPU_MLA"} if "deepseek" in model else {}
     llm = LLM(
         model,
+        **mla,
         dtype="float32",
         max_model_len=256,
         max_num_seqs=4,

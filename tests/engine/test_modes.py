@@ -50,6 +50,7 @@ def test_tokens_and_kv_bytes_are_stocks_cold_and_warm(
     model = models.resolve(make_app(f"model={name}").model, state)
     ours = {"mode": "layer_index", "cache": f"{tmp_path}/ours"}
     stock, cold, warm = starts(model, {"mode": "stock", "cache": f"{tmp_path}/stock"}, ours, ours)
+    assert "error" not in stock, stock["error"]
     assert all(int(layer.split()[2]) > 0 for layer in stock["kv"])  # something was written
     if name not in ("tiny_gemma3", "tiny_zamba2"):  # whose kinds of layers share tensors
         assert len({layer.split()[1] for layer in stock["kv"]}) == len(stock["kv"])

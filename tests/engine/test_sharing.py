@@ -28,7 +28,7 @@ def job(*arguments: str, timeout: float = 600, cache: str | None = "per_run") ->
 
 def engine_processes() -> list[str]:
     lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-    return [line for line in lines if any(w in line for w in ("VLLM::", "forkserver", "engine.processes", "raylet"))]
+    return [line for line in lines if any(w in line for w in ("VLLM::", "zygote", "engine.processes", "raylet"))]
 
 
 def test_the_second_replica_loads_and_both_say_what_stock_says(tmp_path: Path) -> None:

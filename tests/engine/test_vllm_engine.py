@@ -58,7 +58,7 @@ def test_a_failing_start_gives_the_root_cause_in_seconds(engine) -> None:
         asyncio.run(broken.start())
     assert time.monotonic() - began < 120
     assert "GiB) on kv cache allocation is less than requested memory" in " ".join(caught.value.cause.split())
-    assert processes.marked(broken._marker) == []
+    assert processes.marked(broken._around._marker) == []
 
 
 def test_the_contract_and_a_killed_engine(engine) -> None:
@@ -71,7 +71,7 @@ def test_the_contract_and_a_killed_engine(engine) -> None:
         await contract.check_serving(real)
         await kill_core(real)
         await contract.check_stopping(real)
-        assert processes.marked(real._marker) == []
+        assert processes.marked(real._around._marker) == []
 
     asyncio.run(run())
 

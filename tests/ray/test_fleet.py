@@ -145,33 +145,3 @@ def test_a_dead_registry_costs_a_compile_not_a_replica(make_fleet, cache) -> Non
         (report,) = fleet.start()
         assert report.receipt.outcome is Outcome.failed
         assert report.facts.compiled == 1
-
-
-def test_a_replica_that_stood_by_starts_later(make_fleet) -> None:
-    with make_fleet(replicas=2) as fleet:
-        fleet.start_one("replica-0")
-        assert fleet.stand_by("replica-1") > 0
-        time.sleep(1.0)
-        report = fleet.start_one("replica-1")
-        assert report.receipt.outcome is Outcome.hit
-        assert report.first_token_s < 1.0  # its phases count from the request, not from the stand-by
-        assert sum(p.seconds for p in report.phases) == pytest.approx(report.first_token_s, rel=0.05)
-
-
-def test_a_replica_killed_while_it_stood_by_is_started_from_the_beginning(make_fleet, tmp_path: Path) -> None:
-    with make_fleet(replicas=2) as fleet:
-        fleet.start_one("replica-0")
-        fleet.stand_by("replica-1")
-        pid = ray.get(fleet._actors["replica-1"].__ray_call__.remote(lambda _: os.getpid()))
-        os.kill(pid, signal.SIGKILL)
-        time.sleep(0.5)
-        report = fleet.start_one("replica-1")
-        assert (report.receipt.outcome, report.pid != pid) == (Outcome.hit, True)
-        assert fleet.ask_one("replica-1", ["x"], Sampling(max_tokens=1))
-    assert not list((tmp_path / "scratch").glob("replica-*"))
-
-
-def test_a_replica_that_stood_by_and_is_not_wanted_leaves_nothing(make_fleet, tmp_path: Path) -> None:
-    with make_fleet(replicas=1) as fleet:
-        fleet.stand_by("replica-0")
-    assert not list((tmp_path / "scratch").glob("replica-*"))

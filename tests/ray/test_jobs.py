@@ -83,6 +83,49 @@ def test_a_sweep_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
     assert "failed:" in err
 
 
+def line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+
+
+def test_what_a_sweep_lost_is_run_again_and_nothing_else(tmp_path: Path) -> None:
+    """Five cells: one raises, one is killed; resumed with what made it fail mended, only those two run."""
+    slow = "+engine.extra.fake_compile_s=0.1,0.2,0.3,0.4,3.5"
+    cells = ["-m", *FAKE, "replicas=1", slow, f"hydra.sweep.dir={tmp_path}/out"]
+    process = start("sweep", *cells, "engine.start_timeout_s=3", state=tmp_path)
+    victim = None
+    while process.poll() is None and victim is None:  # the third cell's own process
+        victim = next((p for p in psutil.Process(process.pid).children() if "out/2" in line(p)), None)
+        time.sleep(0.05)
+    time.sleep(2.0)
+    victim.kill()
+    code, result, err = finish(process)
+    assert code == 1
+    assert [cell["ok"] for cell in result["cells"]] == [True, True, False, True, False], err[-3000:]
+    assert result["cells"][2]["error"] == "its process was killed by SIGKILL"
+    assert "engine.start_timeout_s=3" in result["cells"][4]["error"]
+    assert "failed:" in err
+    before = [(tmp_path / "out" / str(i) / "cell.json").read_text() for i in range(5)]
+
+    again = start("sweep", *cells, "engine.start_timeout_s=3", "sweep.resume=true", state=tmp_path)
+    code, result, err = finish(again)
+    assert code == 1  # the last one cannot succeed
+    assert [cell["ok"] for cell in result["cells"]] == [True, True, True, True, False]
+    after = [(tmp_path / "out" / str(i) / "cell.json").read_text() for i in range(5)]
+    assert [a == b for a, b in zip(after, before, strict=True)][:4] == [True, True, False, True]
+
+
+def test_a_cell_has_a_deadline_and_retries(tmp_path: Path) -> None:
+    cells = ["-m", *FAKE, "replicas=1", "+engine.extra.fake_compile_s=0.1,60", f"hydra.sweep.dir={tmp_path}/out"]
+    code, result, _ = finish(start("sweep", *cells, "sweep.deadline_s=12", "sweep.retries=1", state=tmp_path))
+    assert code == 1
+    assert [cell["ok"] for cell in result["cells"]] == [True, False]
+    assert result["cells"][1]["error"] == "not done within sweep.deadline_s=12"
+    assert json.loads((tmp_path / "out" / "1" / "cell.json").read_text())["attempts"] == 2
+
+
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     process = start("run", *FAKE, f"hydra.run.dir={tmp_path}/out", "+engine.extra.fake_compile_s=60", state=tmp_path)
     deadline = time.monotonic() + 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +20,14 @@ def test_every_error_survives_pickling(kind: type[errors.OrchestratorError]) -> 
     assert str(back) == "it broke. Hint: Mend it."
     with pytest.raises(AttributeError):
         _ = back.nothing
+
+
+def test_every_error_has_an_entry_in_the_troubleshooting_page() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md").read_text()
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.OrchestratorError)
+    ]
+    assert len(kinds) > 5
+    assert not [
+        kind.__name__ for kind in kinds if kind is not errors.OrchestratorError and f"`{kind.__name__}`" not in page
+    ]

@@ -10,8 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 # From what everything may use, to what uses everything.
 ORDER = [
-    "errors", "timeline", "config", "models", "vllm_plugin", "graph_cache", "engine", "plan",
-    "replica", "fleet", "cluster", "run", "warm", "bench", "report", "jobs", "cli", "__main__",
+    "errors", "timeline", "bounds", "config", "models", "vllm_plugin", "zygote", "graph_cache", "engine", "plan",
+    "replica", "fleet", "cluster", "run", "warm", "colours", "serve", "bench", "report", "sweep", "jobs", "cli",
+    "__main__",
 ]  # fmt: skip
 VLLM_AT_HOME = {"engine", "vllm_plugin"}
 

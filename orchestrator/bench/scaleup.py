@@ -1,0 +1,70 @@
+"""A service under load goes from one replica to two: stock Ray Serve LLM against ours, round by round."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from copy import deepcopy
+from typing import Any
+
+from orchestrator import run
+from orchestrator.bench.clients import Clients, empty_vllm_cache
+from orchestrator.bench.result import BenchResult
+from orchestrator.bench.room import make_room
+from orchestrator.config import AppConfig
+from orchestrator.errors import OrchestratorError
+from orchestrator.run import Say
+from orchestrator.serve.job import model_states, serving
+
+_POLL_S = 0.05
+_CLIENTS = 3
+
+
+def measure(app: AppConfig, say: Say) -> BenchResult:
+    """From the autoscaler's decision to the second replica's readiness, which for ours includes its first token."""
+    rows = []
+    for turn in range(app.bench.rounds):
+        for stock in (True, False):
+            row = {"way": "stock" if stock else "ours", "round": turn, **_scale_up(app, stock, turn, say)}
+            say("bench", f"round {turn}, {row['way']}: second replica after {row['second_s']:.1f} s")
+            rows.append(row)
+    found = {way: [r["second_s"] for r in rows if r["way"] == way] for way in ("stock", "ours")}
+    summary = {
+        "second_replica_s": {way: round(statistics.median(s), 2) for way, s in found.items()},
+        "spread_s": {way: [min(s), max(s)] for way, s in found.items()},
+        "sooner": round(statistics.median(s / o for s, o in zip(found["stock"], found["ours"], strict=True)), 2),
+        "first_replica_s": {w: round(statistics.median(r["first_s"] for r in rows if r["way"] == w), 2) for w in found},
+    }
+    return BenchResult("scaleup", summary, rows, run.machine(), all(set(r["ends"]) == {"answered"} for r in rows))
+
+
+def _scale_up(app: AppConfig, stock: bool, turn: int, say: Say) -> dict[str, Any]:
+    cell = deepcopy(app)
+    cell.fast_cold_start = not stock
+    cell.graph_cache.store = f"{app.graph_cache.store}/{turn}"
+    cell.graph_cache.node_folder = f"{app.graph_cache.node_folder}/{turn}"
+    cell.serve.min_replicas, cell.serve.max_replicas, cell.serve.models = 1, 2, {}
+    cell.serve.target_ongoing_requests, cell.serve.upscale_delay_s, cell.serve.downscale_delay_s = 1.0, 0.0, 3600.0
+    make_room(cell, 2)
+    with empty_vllm_cache(), serving(cell, say) as service, Clients(service, _CLIENTS, 64) as clients:
+        decided, ready = _watched(cell)
+    return {
+        "first_s": round(service.ready_s, 2),
+        "second_s": round(ready - decided, 2),
+        "ends": dict(clients.ends),
+    }
+
+
+def _watched(app: AppConfig) -> tuple[float, float]:
+    """When the autoscaler had decided, and when two replicas were running; seconds."""
+    decided, began = 0.0, time.monotonic()
+    while True:
+        states = model_states(app.serve.name)
+        now = time.monotonic()
+        if not decided and sum(states.values()) > 1:
+            decided = now
+        if states.get("RUNNING", 0) == 2:
+            return decided, now
+        if now - began > 2 * app.engine.start_timeout_s:
+            raise OrchestratorError(f"No second replica within {2 * app.engine.start_timeout_s:g} s: {states}.")
+        time.sleep(_POLL_S)

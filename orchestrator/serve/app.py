@@ -1,0 +1,166 @@
+"""Configuration -> a Ray Serve application of one or several models."""
+
+from __future__ import annotations
+
+import re
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from ray import serve
+from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
+from ray.serve.llm import LLMConfig, build_llm_deployment
+
+from orchestrator import config, models, plan, run, zygote
+from orchestrator.config import AppConfig, Device
+from orchestrator.errors import ConfigError
+from orchestrator.graph_cache import bundle
+from orchestrator.serve import ingress
+from orchestrator.serve.callback import SECTIONS
+from orchestrator.serve.gate import read_keys
+from orchestrator.serve.server import Server
+
+PRELOAD = "orchestrator.serve.preloaded"
+_FRONT_S = 15.0  # the ingress outlives the replicas, to say why a stream ended
+CONF = Path(__file__).resolve().parents[2] / "conf"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def application(arguments: dict[str, Any]) -> Any:
+    """For `import_path` in a Serve config file: `args: {overrides: [model=smollm2_135m, serve.max_replicas=2]}`.
+
+    Raises:
+        OrchestratorError: the configuration or a model is not right.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        app = config.load(compose("config", overrides=list(arguments.get("overrides", ()))))
+    return build(app, prepare(app, lambda who, what: None))
+
+
+def prepare(app: AppConfig, say: run.Say) -> dict[str, str]:
+    """Check everything that can be wrong, and make the models' folders; Ray is not needed.
+
+    Returns:
+        For each model's name what vLLM takes as `model`.
+
+    Raises:
+        OrchestratorError: the configuration or a model is not right.
+    """
+    read_keys(app.serve.api_keys_file, app.serve.host)
+    if app.fast_cold_start and app.cold_start.share_graphs:
+        bundle.signing_key(app.graph_cache.key_file)
+    folders = {}
+    for cell in cells(app):
+        say("model", f"preparing {cell.model.name}")
+        folders[cell.model.name] = models.resolve(cell.model, app.state_dir)
+        plan.check_heads(cell, models.attention_shape(cell.model, folders[cell.model.name]))
+    return folders
+
+
+def build(app: AppConfig, folders: dict[str, str]) -> Any:
+    """The application.
+
+    Args:
+        app: the checked configuration.
+        folders: for each model's name what vLLM takes as `model`.
+
+    Returns:
+        What `serve.run` takes.
+    """
+    keys = read_keys(app.serve.api_keys_file, app.serve.host)
+    llms = [llm_config(cell, folders[cell.model.name]) for cell in cells(app)]
+    front = ingress.build(keys, app.serve.max_body_kib << 10)
+    options: dict[str, Any] = {"num_cpus": 0, **_runtime_env(app)}
+    return serve.deployment(
+        front, name="ingress", num_replicas=1, max_ongoing_requests=10_000, ray_actor_options=options,
+        graceful_shutdown_timeout_s=app.serve.drain_s + _FRONT_S,
+    ).bind(
+        {llm.model_id: build_llm_deployment(llm, name_prefix="model:") for llm in llms},
+        {llm.model_id: to_model_metadata(llm.model_id, llm) for llm in llms},
+        namespace=app.cluster.namespace,
+        max_n=app.serve.max_n,
+    )  # fmt: skip
+
+
+def cells(app: AppConfig) -> list[AppConfig]:
+    """One configuration for each model that is served.
+
+    Raises:
+        ConfigError: a model has no file in conf/model, or its bounds contradict each other.
+    """
+    found = []
+    for name, own in (app.serve.models or {"": config.ServeModelConfig()}).items():
+        cell = deepcopy(app)
+        where = f"serve.models.{name}" if name else "serve"
+        if name:
+            cell.model = _model(name)
+        bounds = cell.serve
+        bounds.min_replicas = bounds.min_replicas if own.min_replicas is None else own.min_replicas
+        bounds.max_replicas = bounds.max_replicas if own.max_replicas is None else own.max_replicas
+        if bounds.min_replicas > bounds.max_replicas:
+            raise ConfigError(
+                f"{where}: min_replicas={bounds.min_replicas} is above max_replicas={bounds.max_replicas}.", where=where
+            )
+        found.append(cell)
+    return found
+
+
+def llm_config(app: AppConfig, folder: str) -> LLMConfig:
+    """One model as Ray Serve LLM wants it; stock's own server and callback without `fast_cold_start`."""
+    engine, served = app.engine, app.serve
+    resource, each = ("GPU", 1.0) if engine.device is Device.gpu else ("CPU", engine.cpus_per_rank)
+    arguments = {k: v for k, v in plan.engine_args(app).items() if k not in ("served_model_name", "additional_config")}
+    ours: dict[str, Any] = {}
+    if app.fast_cold_start:
+        plain = OmegaConf.to_container(OmegaConf.structured(app), resolve=True, enum_to_str=True)
+        settings = {name: plain[name] for name in SECTIONS}  # type: ignore[index, call-overload]
+        ours["server_cls"] = Server
+        ours["callback_config"] = {
+            "callback_class": "orchestrator.serve.callback.FastColdStart",
+            "callback_kwargs": settings,
+        }
+    return LLMConfig(
+        model_loading_config={"model_id": app.model.name, "model_source": folder},
+        engine_kwargs=arguments,
+        accelerator_config={"kind": engine.device.value},
+        placement_group_config={
+            "bundles": [{resource: each}] * engine.tensor_parallel_size,
+            "strategy": app.cluster.placement_strategy,
+        },
+        deployment_config={
+            "autoscaling_config": {
+                "min_replicas": served.min_replicas,
+                "max_replicas": served.max_replicas,
+                "target_ongoing_requests": served.target_ongoing_requests,
+                "upscale_delay_s": served.upscale_delay_s,
+                "downscale_delay_s": served.downscale_delay_s,
+            },
+            "health_check_period_s": served.health_period_s,
+            "health_check_timeout_s": served.health_timeout_s + 5.0,
+            "graceful_shutdown_timeout_s": served.drain_s,
+            "ray_actor_options": {"num_cpus": 0},
+        },
+        runtime_env={"env_vars": plan.environment(app), **_runtime_env(app).get("runtime_env", {})},
+        **ours,
+    )
+
+
+def _runtime_env(app: AppConfig) -> dict[str, Any]:
+    if not (app.fast_cold_start and app.cold_start.preload):
+        return {}
+    return {"runtime_env": {"py_executable": zygote.py_executable(sys.executable, PRELOAD)}}
+
+
+def _model(name: str) -> config.ModelConfig:
+    file = CONF / "model" / f"{name}.yaml"
+    if not _NAME.fullmatch(name) or not file.is_file():
+        known = ", ".join(sorted(f.stem for f in file.parent.glob("*.yaml")))
+        raise ConfigError(
+            f"There is no model {name!r} in conf/model.", where="serve.models", hint=f"There are {known}."
+        )
+    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config.ModelConfig), OmegaConf.load(file)))
+    assert isinstance(made, config.ModelConfig)  # noqa: S101 - for the type checker
+    return made

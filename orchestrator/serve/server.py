@@ -1,0 +1,94 @@
+"""A replica of a model: Ray Serve LLM's server, ready and healthy only if it generates."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from ray.serve.llm.deployment import LLMServer
+from ray.util import metrics
+
+from orchestrator.engine import shared_llm
+from orchestrator.errors import EngineDeadError
+from orchestrator.replica import StartReport
+from orchestrator.serve.board import Board
+from orchestrator.serve.callback import FastColdStart
+
+_PHASE = metrics.Gauge(
+    "orchestrator_start_phase_seconds", "Where a replica's start went.", tag_keys=("model", "replica", "phase")
+)
+_START = metrics.Gauge(
+    "orchestrator_start_seconds", "From a replica's process to its first token.", tag_keys=("model", "replica")
+)
+_OUTCOME = metrics.Counter(
+    "orchestrator_graph_cache_outcomes", "Starts, by what the graph cache did.", tag_keys=("model", "outcome")
+)
+
+
+class Server(LLMServer):
+    """Needs `FastColdStart` as the configuration's callback."""
+
+    async def start(self) -> None:
+        """Start the engine; returns after its first token."""
+        await super().start()
+        callback = self._llm_config.get_or_create_callback()
+        if not isinstance(callback, FastColdStart) or callback.start is None:
+            raise TypeError("Server needs callback_config.callback_class=orchestrator.serve.callback.FastColdStart.")
+        self._start = callback.start
+        self._settings = callback.app.serve
+        self._board = Board.connect(callback.app.cluster.namespace)
+        self._last_token = 0.0
+        self._probes = 0
+        await self._probe()
+        report = self._start.ready()
+        _observe(self._start.model_id, report)
+        self._report = {"model": self._start.model_id, "since": time.time(), **report.as_dict()}
+        self._board.tell.remote(self._report)
+
+    async def check_health(self) -> None:
+        """Return if the engine generates: a request got a token lately, or a probe gets one in time.
+
+        Raises:
+            EngineDeadError: it does not; after three of these Ray Serve replaces the replica.
+        """
+        await super().check_health()
+        if time.monotonic() - self._last_token > self._settings.health_period_s:
+            try:
+                async with asyncio.timeout(self._settings.health_timeout_s):
+                    await self._probe()
+            except TimeoutError as error:
+                text = f"{self._start.name}: no token within serve.health_timeout_s={self._settings.health_timeout_s:g}"
+                raise EngineDeadError(text, replica=self._start.name) from error
+        self._board.tell.remote(self._report)
+
+    async def _run_request(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        stream = await super()._run_request(*args, **kwargs)
+        return self._noted(stream)
+
+    async def _noted(self, stream: Any) -> AsyncIterator[Any]:
+        async with aclosing(stream):
+            async for item in stream:
+                self._last_token = time.monotonic()
+                yield item
+
+    async def _probe(self) -> None:
+        self._probes += 1
+        await shared_llm.first_token(self.engine._engine_client, f"probe-{self._probes}")
+        self._last_token = time.monotonic()
+
+    async def __del__(self) -> None:
+        """Ray Serve calls this when a replica goes."""
+        client = getattr(getattr(self, "engine", None), "_engine_client", None)
+        if client is not None:
+            await asyncio.to_thread(client.shutdown)
+
+
+def _observe(model: str, report: StartReport) -> None:
+    tags = {"model": model, "replica": report.replica}
+    for phase in report.phases:
+        _PHASE.set(phase.seconds, {**tags, "phase": phase.name})
+    _START.set(report.first_token_s, tags)
+    _OUTCOME.inc(1, {"model": model, "outcome": report.receipt.outcome.value})

@@ -1,0 +1,44 @@
+"""The status page: replicas, how each one started, and what the graph cache holds."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from importlib import resources
+from typing import Any
+
+import ray
+from jinja2 import Environment
+from ray.exceptions import RayError
+
+from orchestrator.colours import COLOURS
+from orchestrator.graph_cache import registry
+from orchestrator.serve.board import Board
+
+
+async def collect(namespace: str) -> dict[str, Any]:
+    """What the page shows, JSON-ready."""
+    entries: dict[str, Any] = {}
+    replicas: list[dict[str, Any]] = []
+    with suppress(RayError):  # it is being restarted, and will be told again
+        replicas = await Board.connect(namespace).replicas.remote()
+    with suppress(RayError, ValueError):  # nobody shares graphs
+        entries = await ray.get_actor(registry.ACTOR_NAME, namespace).entries.remote()
+    graphs = [
+        {
+            "key": key,
+            "bytes": header.get("bytes", 0),
+            "created": header.get("created", 0.0),
+            "publisher": header.get("publisher", ""),
+            "architecture": header.get("factors", {}).get("architecture", ""),
+        }
+        for key, header in entries.items()
+    ]
+    return {"schema": "orchestrator.status/1", "now": time.time(), "replicas": replicas, "graphs": graphs}
+
+
+def page(found: dict[str, Any]) -> str:
+    """`collect`'s result as HTML that stands alone."""
+    template = resources.files("orchestrator.serve").joinpath("status.html.j2").read_text()
+    longest = max((r["first_token_s"] for r in found["replicas"]), default=1.0)
+    return Environment(autoescape=True).from_string(template).render(**found, colours=COLOURS, longest=longest)

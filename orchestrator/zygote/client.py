@@ -1,0 +1,121 @@
+"""Become a fork of the node's zygote: `python -S client.py PRELOAD WORKER_SCRIPT ARGUMENTS...`.
+
+Runs before every worker, so it needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_READY_S = 180.0  # for the zygote's imports on a slow disk
+FORKED = b"+"
+STATUS = struct.Struct("!i")  # what waitpid says of the fork
+LENGTH = struct.Struct("!q")
+
+
+def main() -> None:
+    """Be forked, or become an ordinary Python."""
+    preload, *command = sys.argv[1:]
+    try:
+        connection = _forked(preload, command)
+    except OSError as error:
+        print(f"zygote: {error}; starting without it", file=sys.stderr)
+        connection = None
+    if connection is None:
+        os.execv(sys.executable, [sys.executable, *command])  # noqa: S606
+    _stand_in(connection)
+
+
+def address(preload: str, raylet: int) -> Path:
+    """Where a node's zygote listens: one for each user, raylet, interpreter, version of our code, and preload module.
+
+    Raises:
+        PermissionError: the folder belongs to another user, who could pose as our zygote.
+    """
+    folder = Path(tempfile.gettempdir()) / f"orchestrator-zygote-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    owner = folder.lstat()
+    if owner.st_uid != os.getuid() or owner.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not ours alone; remove it")
+    newest = max(file.stat().st_mtime_ns for file in _PACKAGE.rglob("*.py"))
+    facts = [preload, raylet, sys.executable, str(_PACKAGE), newest, os.environ.get("PYTHONPATH", "")]
+    return folder / (hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16] + ".sock")
+
+
+def _forked(preload: str, command: list[str]) -> socket.socket | None:
+    raylet = int(os.environ.get("RAY_RAYLET_PID") or 0)
+    if not raylet:
+        return None
+    connection = _connect(address(preload, raylet), preload, raylet)
+    connection.settimeout(_READY_S)
+    request = json.dumps({"command": command, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
+    with suppress(OSError):
+        socket.send_fds(connection, [LENGTH.pack(len(request))], [0, 1, 2])
+        connection.sendall(request)
+        if connection.recv(1) == FORKED:
+            connection.settimeout(None)
+            return connection
+    connection.close()  # a zygote that comes to it later sees that nobody waits
+    return None
+
+
+def _connect(path: Path, preload: str, raylet: int) -> socket.socket:
+    """A connection to the zygote, which is started if there is none."""
+    connection = socket.socket(socket.AF_UNIX)
+    with suppress(OSError):
+        connection.connect(str(path))
+        return connection
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # another client was faster
+            connection.connect(str(path))
+            return connection
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(128)
+            _start(listener, preload, raylet)
+        connection.connect(str(path))  # it answers once it has imported everything
+    return connection
+
+
+def _start(listener: socket.socket, preload: str, raylet: int) -> None:
+    paths = [str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", "orchestrator.zygote.server", str(listener.fileno()), preload, str(raylet)]
+    subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        pass_fds=[listener.fileno()],
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+    )
+
+
+def _stand_in(connection: socket.socket) -> None:
+    """End as the fork ends, and pass signals on to it. If this process is killed, the zygote kills the fork."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: connection.sendall(bytes([signum])))
+    answer = connection.recv(STATUS.size)
+    if len(answer) < STATUS.size:  # the zygote is gone, and its forks live on: ours is Ray's to end
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(STATUS.unpack(answer)[0])
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Real replicas forked from a zygote: no device before the fork, and every loss is made good by the next start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import ray
+
+from orchestrator import run
+from orchestrator.bench.room import make_room
+from orchestrator.engine import Sampling
+from orchestrator.errors import ReplicaError
+from orchestrator.graph_cache.client import Outcome
+from tests.engine.conftest import shared_memory
+from tests.ray.test_zygote import wait_for, zygotes
+
+PROMPTS = ["one", "two three"]
+GREEDY = Sampling(max_tokens=8, ignore_eos=True)
+
+
+def test_the_import_initialises_no_device() -> None:
+    program = "import orchestrator.engine.preloaded, torch; assert not torch.cuda.is_initialized()"
+    subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=True)
+
+
+def test_every_loss_is_made_good_by_the_next_start(make_app, state: str, tmp_path: Path) -> None:
+    segments = shared_memory()
+    app = make_app("model=tiny_llama", f"graph_cache.store={tmp_path}/graphs", f"state_dir={state}", "replicas=1")
+    app.graph_cache.node_folder = str(tmp_path / "node")
+    make_room(app, 1)
+    with run.session(app, lambda who, what: None) as session:
+        fleet = session.fleet(app)
+        assert fleet.start_one("replica-0").receipt.outcome is Outcome.compiled
+        tokens = [a.token_ids for a in fleet.ask_one("replica-0", PROMPTS, GREEDY)]
+
+        def again() -> None:
+            report = fleet.restart("replica-0")
+            assert report.receipt.outcome is Outcome.hit
+            assert (report.facts.loaded, report.facts.compiled) == (1, 0)
+            assert [a.token_ids for a in fleet.ask_one("replica-0", PROMPTS, GREEDY)] == tokens
+
+        again()  # forked from the zygote that the first start made
+        (zygote,) = zygotes()
+        assert zygote.num_threads() == 1
+
+        zygote.kill()  # while its replica lives
+        wait_for(lambda: not zygote.is_running())
+        assert [a.token_ids for a in fleet.ask_one("replica-0", PROMPTS, GREEDY)] == tokens
+        again()
+
+        forkserver_of(fleet.reports["replica-0"].pid).kill()
+        again()
+
+        cancelled = _killed_half_way(fleet)
+        wait_for(lambda: not psutil.pid_exists(cancelled))
+        again()
+    wait_for(lambda: not zygotes())
+    assert shared_memory() <= segments
+
+
+def forkserver_of(pid: int) -> psutil.Process:
+    """The fork that a replica makes at its birth."""
+    (found,) = [p for p in psutil.Process(pid).children() if "orchestrator.zygote.server" in p.cmdline()]
+    return found
+
+
+def _killed_half_way(fleet) -> int:
+    """Kill a replica while its engine starts; returns its process id."""
+    fleet.stop_one("replica-0")
+    raised: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            fleet.start_one("replica-0")
+        except ReplicaError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    wait_for(lambda: "replica-0" in fleet._actors, 30)
+    pid = ray.get(fleet._actors["replica-0"].__ray_call__.remote(lambda _: os.getpid()), timeout=60)
+    wait_for(lambda: bool(forkserver_of(pid).children()), 30)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+    thread.join(timeout=60)
+    assert raised
+    fleet._actors.pop("replica-0", None)
+    return pid
+
+
+def test_a_preload_module_that_fails_costs_time_not_a_replica(
+    make_app, state: str, tmp_path: Path, monkeypatch
+) -> None:
+    from orchestrator.engine import preload
+
+    monkeypatch.setattr(preload, "MODULE", "tests.ray.no_such_module")
+    app = make_app("model=tiny_llama", f"graph_cache.store={tmp_path}/graphs", f"state_dir={state}", "replicas=1")
+    make_room(app, 1)
+    with run.session(app, lambda who, what: None) as session:
+        report = session.fleet(app).start_one("replica-0")
+        assert report.receipt.outcome in (Outcome.compiled, Outcome.hit)
+        assert zygotes() == []

@@ -1,0 +1,237 @@
+"""The service as people use it: the official client, bad requests, a killed replica, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.engine.conftest import shared_memory
+from tests.engine.test_forked_replicas import forkserver_of
+from tests.engine.test_sharing import ROOT, engine_processes
+
+MODEL = "smollm2_135m"
+KEY = "sk-test"
+
+
+@dataclass
+class Service:
+    process: subprocess.Popen[str]
+    address: str
+    output: list[str]
+    segments: set[str]
+    folders: set[Path]
+
+    def client(self, **more: object) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, timeout=120, **more)
+
+    def post(self, path: str, content: bytes | str, key: str | None = KEY) -> httpx.Response:
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        return httpx.post(f"{self.address}{path}", content=content, headers=headers, timeout=120)
+
+    def status(self) -> dict:
+        return httpx.get(f"{self.address}/status.json", headers={"Authorization": f"Bearer {KEY}"}).json()
+
+    def wait_for(self, condition, seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, what + "\n" + "".join(self.output[-40:])
+            assert self.process.poll() is None, "".join(self.output[-40:])
+            time.sleep(0.25)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "keys").write_text(f"other\n{KEY}\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "jobs/serve.py", f"model={MODEL}", "graph_cache=per_run", f"hydra.run.dir={folder}",
+        f"serve.port={port}", f"serve.api_keys_file={folder}/keys", "serve.min_replicas=1", "serve.max_replicas=2",
+        "serve.target_ongoing_requests=2", "serve.upscale_delay_s=0.5", "serve.downscale_delay_s=600",
+        "serve.health_period_s=2", "cluster.num_cpus=4", "engine.kv_cache_gib=0.25",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    made = Service(
+        process, f"http://127.0.0.1:{port}", [], shared_memory(), set(Path("/tmp").glob("orchestrator-serve-*"))
+    )
+    reader = threading.Thread(target=lambda: made.output.extend(process.stdout), daemon=True)
+    reader.start()
+    try:
+        made.wait_for(lambda: any("ready after" in line for line in made.output), 300, "not ready")
+        yield made
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=120)
+        reader.join(timeout=10)
+
+
+def test_the_official_client(service: Service) -> None:
+    client = service.client()
+    assert [m.id for m in client.models.list()] == [MODEL]
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    whole = client.chat.completions.create(model=MODEL, messages=asked, temperature=0, max_tokens=24)
+    assert "Paris" in whole.choices[0].message.content
+    usage = whole.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert 0 < usage.completion_tokens <= 24
+    stream = client.chat.completions.create(
+        model=MODEL, messages=asked, temperature=0, max_tokens=24, stream=True, stream_options={"include_usage": True}
+    )
+    parts = list(stream)
+    text = "".join(p.choices[0].delta.content or "" for p in parts if p.choices)
+    assert text == whole.choices[0].message.content
+    assert parts[-1].usage == usage
+    plain = client.completions.create(model=MODEL, prompt="One, two, three,", temperature=0, max_tokens=6)
+    assert "four" in plain.choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ('{"model": ', 400),
+        ("[]", 400),
+        (json.dumps({"model": MODEL, "prompt": "x" * 10_000_000}), 413),
+        (json.dumps({"model": MODEL, "prompt": "x " * 20_000}), 400),  # longer than the model's context
+        (json.dumps({"model": MODEL, "prompt": "x", "n": 1_000_000_000}), 400),
+        (json.dumps({"model": MODEL, "prompt": "x", "temperature": float("nan")}), 400),
+        (json.dumps({"model": MODEL, "prompt": "x", "temperature": -1}), 400),
+        (json.dumps({"model": MODEL, "prompt": "x", "max_tokens": -5}), 400),
+        (json.dumps({"model": "../../etc/passwd", "prompt": "x"}), 404),
+        (json.dumps({"model": "gpt-4", "prompt": "x"}), 404),
+    ],
+    ids=["malformed", "array", "10 MB", "long", "n", "nan", "negative", "max_tokens", "path", "unknown"],
+)
+def test_bad_input_is_refused_in_openais_form(service: Service, body: str, code: int) -> None:
+    answer = service.post("/v1/completions", body)
+    assert answer.status_code == code, answer.text[:500]
+    error = answer.json()["error"]
+    assert error["message"]
+    assert len(answer.text) < 2000
+    assert service.post("/v1/completions", json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 1})).is_success
+
+
+@pytest.mark.parametrize("key", [None, "wrong", KEY + "x"])
+def test_without_a_right_key_there_is_nothing(service: Service, key: str | None) -> None:
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        answer = service.post(path, "{}", key)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert httpx.get(f"{service.address}/status").status_code == 401
+    assert httpx.get(f"{service.address}/health").status_code == 200
+
+
+def test_load_brings_a_second_replica_that_compiles_nothing(service: Service) -> None:
+    stop = threading.Event()
+    failures: list[str] = []
+
+    def ask() -> None:
+        client = service.client()
+        while not stop.is_set():
+            try:
+                client.completions.create(model=MODEL, prompt="The sea is", max_tokens=100)
+            except openai.OpenAIError as error:
+                failures.append(repr(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    service.wait_for(lambda: len(service.status()["replicas"]) == 2, 120, "no second replica")
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert failures == []
+    found = service.status()
+    assert sorted(r["receipt"]["outcome"] for r in found["replicas"]) == ["compiled", "hit"]
+    assert len(found["graphs"]) == 1
+    second = next(r for r in found["replicas"] if r["receipt"]["outcome"] == "hit")
+    assert (second["engine"]["loaded"], second["engine"]["compiled"]) == (1, 0)
+    assert sum(p["seconds"] for p in second["phases"]) == pytest.approx(second["first_token_s"], rel=0.05)
+
+
+def engine_core(replica: psutil.Process) -> psutil.Process:
+    """The first fork of the replica's forkserver; the second one is the worker."""
+    return min(forkserver_of(replica.pid).children(), key=lambda p: p.create_time())
+
+
+def test_metrics_tell_how_replicas_started(service: Service) -> None:
+    (line,) = [line for line in service.output if line.startswith("metrics ")]
+
+    def found() -> bool:
+        text = httpx.get(line.split()[1], timeout=30).text
+        return 'outcome="hit"' in text and 'phase="weights"' in text and "vllm_time_to_first_token" in text
+
+    service.wait_for(found, 60, "no metrics")
+
+
+def test_a_killed_engine_ends_its_streams_plainly_and_is_replaced(service: Service) -> None:
+    replicas = [p for p in psutil.process_iter(["cmdline"]) if "model:" in " ".join(p.info["cmdline"] or ())]
+    replicas = [p for p in replicas if p.info["cmdline"][0].startswith("ray::")]
+    assert len(replicas) == 2
+    engines = [engine_core(replica) for replica in replicas]
+    before = {r["replica"] for r in service.status()["replicas"]}
+    endings: list[str] = []
+
+    def stream() -> None:
+        try:
+            parts = service.client().completions.create(
+                model=MODEL, prompt="The sea is", max_tokens=900, stream=True, extra_body={"ignore_eos": True}
+            )
+            endings.append(next((p.choices[0].finish_reason for p in parts if p.choices[0].finish_reason), "cut"))
+        except openai.APIError as error:
+            endings.append(f"error: {error}")
+
+    threads = [threading.Thread(target=stream) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2.0)
+    engines[0].kill()
+    for thread in threads:
+        thread.join(timeout=180)
+    assert len(endings) == 6, endings
+    assert "cut" not in endings
+    assert any(ending.startswith("error") for ending in endings), endings
+    assert any(ending == "length" for ending in endings), endings
+    service.wait_for(lambda: {r["replica"] for r in service.status()["replicas"]} - before, 120, "not replaced")
+    new = next(r for r in service.status()["replicas"] if r["replica"] not in before)
+    assert new["receipt"]["outcome"] == "hit"
+    assert service.client().completions.create(model=MODEL, prompt="x", max_tokens=1).choices
+
+
+def test_ctrl_c_finishes_what_was_accepted_and_leaves_nothing(service: Service) -> None:
+    endings: list[str] = []
+
+    def ask() -> None:
+        answer = service.client().completions.create(
+            model=MODEL, prompt="The sea is", max_tokens=200, extra_body={"ignore_eos": True}
+        )
+        endings.append(answer.choices[0].finish_reason)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(3.0)  # all are accepted, and none is answered
+    service.process.send_signal(signal.SIGINT)
+    for thread in threads:
+        thread.join(timeout=120)
+    assert service.process.wait(timeout=120) == 0, "".join(service.output[-30:])
+    assert endings == ["length"] * 3
+    assert engine_processes() == []
+    assert set(Path("/tmp").glob("orchestrator-serve-*")) <= service.folders
+    assert shared_memory() <= service.segments

@@ -1,0 +1,127 @@
+"""Other ways to serve: a Serve config file with two models, and the callback alone in an application of Ray's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import yaml
+
+from tests.engine.test_sharing import ROOT, engine_processes
+
+BODY = {"prompt": "one", "max_tokens": 2, "temperature": 0}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
+    port = config["http_options"]["port"] = free_port()
+    config["applications"][0]["args"]["overrides"] = [
+        "+serve.models={tiny_llama:{},tiny_qwen3:{min_replicas:0}}",
+        f"graph_cache.store={tmp_path}/graphs",
+    ]
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    log = (tmp_path / "log").open("w")
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "serve.yaml")]
+    service = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        wait_until_served(f"{url}/models", service, tmp_path / "log")
+        assert {m["id"] for m in httpx.get(f"{url}/models").json()["data"]} == {"tiny_llama", "tiny_qwen3"}
+        for model in ("tiny_llama", "tiny_qwen3"):  # the second one has no replica until it is asked for
+            answer = httpx.post(f"{url}/completions", json={"model": model, **BODY}, timeout=240)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["completion_tokens"] == 2
+        page = httpx.get(f"http://127.0.0.1:{port}/status").text
+        assert "tiny_llama" in page
+        assert "tiny_qwen3" in page
+    finally:
+        service.send_signal(signal.SIGINT)
+        service.wait(timeout=120)
+    assert engine_processes() == []
+
+
+CALLBACK_ALONE = """
+import sys, ray
+from ray import serve
+from ray.serve.llm import LLMConfig, build_openai_app
+from orchestrator.graph_cache import registry
+
+model, store, port = sys.argv[1:]
+ray.init(address="local", num_cpus=4, include_dashboard=False)
+serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
+llm = LLMConfig(
+    model_loading_config={"model_id": "tiny", "model_source": model},
+    accelerator_config={"kind": "cpu"},
+    placement_group_config={"bundles": [{"CPU": 1}]},
+    engine_kwargs={"max_model_len": 256, "dtype": "float32", "max_num_batched_tokens": 256,
+                   "kv_cache_memory_bytes": 64 << 20},
+    deployment_config={"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}},
+    callback_config={
+        "callback_class": "orchestrator.serve.callback.FastColdStart",
+        "callback_kwargs": {"graph_cache": {"store": store, "key_file": store + ".key"}},
+    },
+)
+for turn in range(2):
+    serve.run(build_openai_app({"llm_configs": [llm]}), name=f"turn-{turn}", route_prefix=f"/{turn}")
+    print("SERVING", turn, flush=True)
+    sys.stdin.readline()
+    serve.delete(f"turn-{turn}")
+actor = ray.get_actor(registry.ACTOR_NAME, "orchestrator")
+print("ENTRIES", len(ray.get(actor.entries.remote())), flush=True)
+serve.shutdown()
+"""
+
+
+def test_the_callback_alone_shares_graphs_in_an_application_of_rays(make_app, state: str, tmp_path: Path) -> None:
+    from orchestrator import models
+
+    model, port = models.resolve(make_app("model=tiny_llama").model, state), free_port()
+    log = tmp_path / "log"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", CALLBACK_ALONE, model, str(tmp_path / "graphs"), str(port)]
+    with log.open("w") as out:
+        program = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True
+        )
+        assert program.stdin
+        assert program.stdout
+        texts = []
+        for turn in range(2):
+            assert program.stdout.readline() == f"SERVING {turn}\n", log.read_text()[-3000:]
+            url = f"http://127.0.0.1:{port}/{turn}/v1/completions"
+            texts.append(httpx.post(url, json={"model": "tiny", **BODY}, timeout=60).json()["choices"][0]["text"])
+            program.stdin.write("\n")
+            program.stdin.flush()
+        assert program.stdout.readline() == "ENTRIES 1\n", log.read_text()[-3000:]
+        assert program.wait(timeout=120) == 0
+    assert texts[0] == texts[1]
+    said = log.read_text()
+    assert "graph cache compiled" in said
+    assert "graph cache hit" in said
+    assert engine_processes() == []
+
+
+def wait_until_served(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 240
+    while True:
+        try:
+            if httpx.get(url, timeout=5).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        assert service.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.5)

@@ -1,0 +1,132 @@
+"""Ray workers forked from a zygote: they are what their client would have been, and end as they should."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from orchestrator import zygote
+from orchestrator.zygote import client
+
+PRELOAD = "tests.ray.light_preload"
+
+
+def forked(**variables: str) -> Any:
+    """A class of actors that are forked from a zygote."""
+
+    class Worker:
+        def facts(self) -> dict[str, Any]:
+            return {
+                "pid": os.getpid(),
+                "parent": os.getppid(),
+                "born": getattr(sys, "born_of_a_zygote", False),
+                "variable": os.environ.get("ORCHESTRATOR_TEST"),
+                "leads": os.getpgrp() == os.getpid(),
+                "draw": random.random(),
+                "ids": [ray.put(1).hex(), np.random.default_rng().random()],
+                "folder": os.getcwd(),
+            }
+
+    runtime_env = {"py_executable": zygote.py_executable(sys.executable, PRELOAD), "env_vars": variables}
+    return ray.remote(Worker).options(num_cpus=0, runtime_env=runtime_env)
+
+
+def facts(actor: Any) -> dict[str, Any]:
+    return ray.get(actor.facts.remote(), timeout=60)
+
+
+def zygotes() -> list[psutil.Process]:
+    """Zygotes alone: their forks, which look alike, have them for a parent or lead no process group."""
+    alike = [p for p in psutil.process_iter(["cmdline"]) if "orchestrator.zygote.server" in (p.info["cmdline"] or ())]
+    pids = {process.pid for process in alike}
+    return [p for p in alike if p.ppid() not in pids and os.getpgid(p.pid) == p.pid]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def own_ray() -> None:
+    """A Ray of the test's own, for a zygote of its own."""
+    ray.shutdown()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_forks_share_a_zygote_and_nothing_else(own_ray: None) -> None:
+    actors = [forked(ORCHESTRATOR_TEST=str(i)).remote() for i in range(2)]
+    first, second = [facts(actor) for actor in actors]
+    assert first["born"]
+    assert first["leads"]
+    assert first["parent"] == second["parent"]
+    assert first["pid"] != second["pid"]
+    assert (first["variable"], second["variable"]) == ("0", "1")
+    assert first["draw"] != second["draw"]
+    assert not set(first["ids"]) & set(second["ids"])
+
+
+def test_a_killed_fork_leaves_the_zygote_to_the_next(own_ray: None) -> None:
+    before = facts(actor := forked().remote())
+    ray.kill(actor)
+    wait_for(lambda: gone(before["pid"]))
+    assert facts(forked().remote())["parent"] == before["parent"]
+
+
+def test_a_killed_zygote_takes_nobody_along_and_is_replaced(own_ray: None) -> None:
+    before = facts(old := forked().remote())
+    os.kill(before["parent"], signal.SIGKILL)
+    wait_for(lambda: gone(before["parent"]))
+    after = facts(forked().remote())
+    assert after["born"]
+    assert after["parent"] != before["parent"]
+    assert facts(old)["pid"] == before["pid"]
+
+
+def test_a_start_that_is_cancelled_half_way_leaves_no_fork(own_ray: None) -> None:
+    born = facts(forked().remote())
+    (stand_in,) = [p for p in psutil.process_iter(["cmdline"]) if client.__file__ in (p.info["cmdline"] or ())]
+    stand_in.kill()
+    wait_for(lambda: gone(born["pid"]))
+    assert facts(forked().remote())["parent"] == born["parent"]
+
+
+def test_where_the_zygote_cannot_start_the_worker_is_an_ordinary_python(own_ray: None) -> None:
+    found = facts(forked(ORCHESTRATOR_TEST_BROKEN="1").remote())
+    assert not found["born"]
+    assert found["parent"] not in [z.pid for z in zygotes()]
+
+
+def test_it_ends_with_its_raylet(own_ray: None) -> None:
+    parent = facts(forked().remote())["parent"]
+    path = client.address(PRELOAD, 0).parent
+    assert list(path.glob("*.sock"))
+    ray.shutdown()
+    wait_for(lambda: gone(parent))
+
+
+def test_a_folder_that_others_can_write_is_not_trusted(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = client.address(PRELOAD, 1).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="not ours alone"):
+        client.address(PRELOAD, 1)

@@ -1,0 +1,43 @@
+"""The status page, from what replicas told."""
+
+from __future__ import annotations
+
+import time
+
+from orchestrator.serve import status
+from orchestrator.serve.board import Board
+
+
+def report(seconds: float) -> dict:
+    phases = [
+        {"name": "process", "start": 0.0, "seconds": seconds - 1},
+        {"name": "weights", "start": 1, "seconds": 1.0},
+    ]
+    return {"replica": "r<1>", "first_token_s": seconds, "receipt": {"outcome": "hit"}, "phases": phases}
+
+
+def test_replicas_and_graphs_are_shown_and_escaped() -> None:
+    graph = {"key": "abcdef0123456789", "bytes": 3 << 20, "architecture": "LlamaForCausalLM", "publisher": "r0"}
+    page = status.page({"replicas": [{"model": "m", **report(4.0)}], "graphs": [graph]})
+    assert "r&lt;1&gt;" in page
+    assert "r<1>" not in page
+    assert "4.0 s" in page
+    assert "width: 75.0%" in page
+    assert "3.0 MiB" in page
+    assert "abcdef012345" in page
+
+
+def test_an_empty_service_has_a_page_too() -> None:
+    page = status.page({"replicas": [], "graphs": []})
+    assert "No replica is ready." in page
+
+
+def test_a_replica_that_falls_silent_is_forgotten(monkeypatch) -> None:
+    board = Board()
+    board.tell({**report(1.0), "replica": "a"})
+    board.tell({**report(2.0), "replica": "b"})
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 50)
+    board.tell({**report(2.0), "replica": "b"})
+    monkeypatch.setattr(time, "monotonic", lambda: now + 80)
+    assert [r["first_token_s"] for r in board.replicas()] == [2.0]
