@@ -17,6 +17,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "engine.gpu_memory_utilization": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "engine.cpus_per_rank": (lambda v: v > 0, "above 0"),
     "engine.start_timeout_s": (lambda v: v > 0, "above 0 seconds"),
+    "cold_start.prefetch_nodes": (lambda v: v >= 0, "at least 0"),
     "graph_cache.wait_timeout_s": (lambda v: v > 0, "above 0 seconds"),
     "graph_cache.lease_s": (lambda v: v > 0, "above 0 seconds"),
     "graph_cache.max_artifact_mib": (lambda v: v >= 1, "at least 1"),

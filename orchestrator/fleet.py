@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator import zygote
+from orchestrator import prefetch, zygote
 from orchestrator.engine import Sampling, preload
 from orchestrator.errors import EngineDeadError, OrchestratorError, PlacementError, ReplicaError
 from orchestrator.graph_cache.client import CacheSettings
@@ -59,13 +59,21 @@ class Fleet:
     def start(self) -> list[StartReport]:
         """Start the first replica, then all others together: the first compiles, the others find its graphs.
 
+        All get their places first, so that other nodes make themselves ready while the first one compiles.
+
         Raises:
             PlacementError: the cluster did not have room in time.
             EngineStartError: an engine did not come up.
             ReplicaError: a replica's process died.
         """
         first, *others = self.plan.replicas
-        self._start_together([first])
+        requested = time.time()
+        for replica in self.plan.replicas:
+            self._place(replica)
+        if first.spec.preload:
+            elsewhere = self._nodes(others) - self._nodes([first])
+            prefetch.make_ready(elsewhere, self._cache, preload.MODULE)
+        self._start_together([first], requested)
         self._start_together(others)
         return [self.reports[replica.name] for replica in self.plan.replicas]
 
@@ -124,12 +132,12 @@ class Fleet:
             remove_placement_group(group)
         self._groups.clear()
 
-    def _start_together(self, replicas: Sequence[ReplicaPlan]) -> None:
+    def _start_together(self, replicas: Sequence[ReplicaPlan], requested: float | None = None) -> None:
         starting = {}
         for replica in replicas:
-            requested = time.time()
+            asked = requested or time.time()
             self._place(replica)
-            self._actors[replica.name] = self._actor(replica, requested)
+            self._actors[replica.name] = self._actor(replica, asked)
             starting[self._actors[replica.name].start.remote()] = replica
         deadlines = {r.name: time.monotonic() + self._limit(r) for r in replicas}
         while starting:
@@ -158,6 +166,11 @@ class Fleet:
                 replica=replica.name,
                 bundles=bundles,
             )
+
+    def _nodes(self, replicas: Sequence[ReplicaPlan]) -> set[str]:
+        """Where they are placed."""
+        tables = [placement_group_table(self._groups[r.name]) for r in replicas]
+        return {node for table in tables for node in table["bundles_to_node_id"].values()}
 
     def _actor(self, replica: ReplicaPlan, requested: float) -> Any:
         one_node = len(replica.bundles) == 1  # else vLLM's Ray executor puts its workers into the bundles

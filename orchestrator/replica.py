@@ -13,7 +13,8 @@ from typing import Any
 
 from orchestrator import timeline
 from orchestrator.engine import Chunk, Engine, Sampling, create
-from orchestrator.graph_cache.client import CacheSettings, GraphCacheClient, Receipt
+from orchestrator.graph_cache.client import CacheSettings, GraphCacheClient
+from orchestrator.graph_cache.receipt import Receipt
 from orchestrator.plan import ReplicaPlan
 
 _PROBE = "Hello"

@@ -23,7 +23,8 @@ from orchestrator.config import AppConfig, ClusterKind, ModelSource
 from orchestrator.engine import Sampling
 from orchestrator.fleet import Fleet
 from orchestrator.graph_cache import bundle, registry
-from orchestrator.graph_cache.client import CacheSettings, Outcome
+from orchestrator.graph_cache.client import CacheSettings
+from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.plan import ClusterShape, check_heads, make_plan
 from orchestrator.replica import Answer, StartReport
 

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator import run
 from orchestrator.config import AppConfig
 from orchestrator.errors import ConfigError
-from orchestrator.graph_cache.client import Outcome
+from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.replica import StartReport
 from orchestrator.run import Say
 

@@ -14,7 +14,8 @@ from typing import Any
 from orchestrator import run
 from orchestrator.bench.result import BenchResult
 from orchestrator.config import AppConfig
-from orchestrator.graph_cache.client import AOT_FOLDER, CacheSettings, GraphCacheClient, Outcome
+from orchestrator.graph_cache.client import AOT_FOLDER, CacheSettings, GraphCacheClient
+from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.run import Say
 from orchestrator.timeline import EngineFacts, EventLog
 

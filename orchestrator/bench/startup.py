@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
+import ray
 
-from orchestrator import run
+from orchestrator import prefetch, run
 from orchestrator.bench.result import BenchResult
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
+from orchestrator.engine import preload
 from orchestrator.replica import StartReport
 from orchestrator.run import Say
 
@@ -25,6 +27,7 @@ class Way:
     outcome: str
     stock: bool = False
     off: tuple[str, ...] = ()
+    prefetch: bool = False  # the node was made ready before, as it is for a service
 
 
 # Each list runs in a Ray of its own, in this order; what a node keeps (zygote, node copies) begins empty with it.
@@ -39,6 +42,7 @@ ROUND = (
         Way("ours_warm", "hit"),
     ),
     (Way("ours_new_node", "hit"),),
+    (Way("ours_prefetched_node", "hit", prefetch=True),),
 )
 WAYS = tuple(way for ways in ROUND for way in ways)
 
@@ -56,6 +60,8 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
             cell.graph_cache.node_folder = f"{app.graph_cache.node_folder}/{turn}-{i}"
             with run.session(cell, say) as session:
                 for way in ways:
+                    if way.prefetch:
+                        _make_ready(cell)
                     report = _start(session, cell, way)
                     rows.append(_row(way, turn, report, _idle_mib()))
                     say("bench", f"round {turn}, {way.name}: {report.first_token_s:.1f} s")
@@ -71,6 +77,12 @@ def _start(session: run.Session, app: AppConfig, way: Way) -> StartReport:
     report = fleet.start_one("replica-0")
     fleet.stop()
     return report
+
+
+def _make_ready(app: AppConfig) -> None:
+    cache = run.cache_settings(app)
+    keys = ray.get(cache.registry.entries.remote())
+    ray.get(list(prefetch.make_ready([n["NodeID"] for n in ray.nodes()], cache, preload.MODULE, list(keys)).values()))
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +17,13 @@ from ray.exceptions import RayError
 from orchestrator.errors import ArtifactRefused
 from orchestrator.graph_cache import bundle, key
 from orchestrator.graph_cache.node import NodeCopies, name_of
+from orchestrator.graph_cache.receipt import Outcome, Receipt
 from orchestrator.graph_cache.store import Store
 from orchestrator.timeline import EngineFacts, EventLog
 
 _CALL_S = 60.0  # for a call that waits for nothing
 _PUBLISH_S = 300.0  # a slow durable store
 AOT_FOLDER = Path("torch_compile_cache") / "torch_aot_compile"
-
-
-class Outcome(Enum):
-    """How a start got its graphs."""
-
-    hit = "hit"  # vLLM loaded the shared artifact, and compiled nothing
-    compiled = "compiled"
-    waited = "waited"  # a hit, after waiting for the replica that compiled
-    inert = "inert"  # restored, yet vLLM compiled again
-    refused = "refused"  # the artifact was not authentic or not safe; compiled instead
-    failed = "failed"  # the cache failed (store, registry, disk); compiled instead
-    stock = "stock"  # plain vLLM, no shared graphs asked for
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What the graph cache did for one start, in the end judged by what vLLM itself reported."""
-
-    outcome: Outcome
-    reason: str = ""
-    key: str = ""
-    generation: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    waited_s: float = 0.0
-    published: bool = False
-    source: str = ""  # of a hit: "node" (installed there already), "memory" (the object store), "store" (durable)
-    nearest: tuple[str, ...] = ()
-
-    @property
-    def restored(self) -> bool:
-        """Graphs were installed; whether vLLM loads them is another matter."""
-        return self.outcome in (Outcome.hit, Outcome.waited)
-
-    def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy."""
-        return {**asdict(self), "outcome": self.outcome.value, "nearest": list(self.nearest)}
 
 
 @dataclass(frozen=True)
@@ -155,6 +118,14 @@ class GraphCacheClient:
         self._stop.set()
         if self._leads and self.registry is not None:
             self.registry.release.remote(receipt.key, receipt.generation, self._who)
+
+    def install_ahead(self, key: str, root: Path) -> bool:
+        """Put a key's graphs onto this node, for replicas to come; False where that is not possible. Never raises."""
+        try:
+            offer = ray.get(self.registry.offer.remote(key), timeout=_CALL_S)
+            return offer is not None and bool(self._install(key, offer, root))
+        except Exception:  # a replica that asks will say what is wrong
+            return False
 
     def _restore(self, receipt: Receipt, cache_root: Path, started: float) -> Receipt:
         wait_s = self.settings.wait_s

@@ -71,10 +71,7 @@ class Registry:
         entry = self._entries.setdefault(key, _Entry())
         deadline, waited = time.monotonic() + wait_s, False
         while True:
-            if not entry.leader and await self._served(key, entry):
-                entry.used = time.monotonic()
-                refs = [entry.ref] if entry.ref is not None else []
-                found = {"ref": refs, "header": entry.header, "generation": entry.generation}
+            if (found := await self._offer(key, entry)) is not None:
                 return {"outcome": "hit", "waited": waited, **found}
             now = time.monotonic()
             if not entry.leader or now > min(entry.lease_until, entry.lead_until):
@@ -88,6 +85,10 @@ class Registry:
                 await asyncio.wait_for(entry.changed.wait(), pause)
             except TimeoutError:
                 continue
+
+    async def offer(self, key: str) -> dict[str, Any] | None:
+        """What a hit has to install, as in `acquire`; None if there is nothing. Nobody leads by asking so."""
+        return await self._offer(key, self._entries.setdefault(key, _Entry()))
 
     def renew(self, key: str, generation: int, who: str) -> bool:
         """Heartbeat of a leader; False once it was replaced, or has led for too long."""
@@ -155,6 +156,13 @@ class Registry:
             self._index = dict(self._store.entries())
         live = {key: entry.header for key, entry in self._entries.items() if entry.header}
         return {**self._index, **live}
+
+    async def _offer(self, key: str, entry: _Entry) -> dict[str, Any] | None:
+        if entry.leader or not await self._served(key, entry):
+            return None
+        entry.used = time.monotonic()
+        refs = [entry.ref] if entry.ref is not None else []
+        return {"ref": refs, "header": entry.header, "generation": entry.generation}
 
     async def _served(self, key: str, entry: _Entry) -> bool:
         """Is there a bundle to serve? Reloads it from the durable store if it is not in memory."""

@@ -19,6 +19,7 @@ from orchestrator.config import AppConfig, Device
 from orchestrator.errors import ConfigError
 from orchestrator.graph_cache import bundle
 from orchestrator.serve import ingress
+from orchestrator.serve.ahead import Ahead
 from orchestrator.serve.callback import SECTIONS
 from orchestrator.serve.gate import read_keys
 from orchestrator.serve.server import Server
@@ -80,8 +81,8 @@ def build(app: AppConfig, folders: dict[str, str]) -> Any:
     ).bind(
         {llm.model_id: build_llm_deployment(llm, name_prefix="model:") for llm in llms},
         {llm.model_id: to_model_metadata(llm.model_id, llm) for llm in llms},
-        namespace=app.cluster.namespace,
-        max_n=app.serve.max_n,
+        app=app,
+        ahead=_ahead(app),
     )  # fmt: skip
 
 
@@ -148,10 +149,20 @@ def llm_config(app: AppConfig, folder: str) -> LLMConfig:
     )
 
 
+def _ahead(app: AppConfig) -> Ahead | None:
+    if not _forks(app) or not app.cold_start.prefetch_nodes:
+        return None
+    return Ahead(app, sum(cell.serve.max_replicas for cell in cells(app)), PRELOAD)
+
+
 def _runtime_env(app: AppConfig) -> dict[str, Any]:
-    if not (app.fast_cold_start and app.cold_start.preload):
+    if not _forks(app):
         return {}
     return {"runtime_env": {"py_executable": zygote.py_executable(sys.executable, PRELOAD)}}
+
+
+def _forks(app: AppConfig) -> bool:
+    return app.fast_cold_start and app.cold_start.preload
 
 
 def _model(name: str) -> config.ModelConfig:

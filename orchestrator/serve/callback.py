@@ -19,7 +19,8 @@ from orchestrator import config, run, timeline
 from orchestrator.engine import EngineSpec, preload, shared_llm
 from orchestrator.engine.surroundings import Surroundings
 from orchestrator.errors import ConfigError
-from orchestrator.graph_cache.client import GraphCacheClient, Outcome, Receipt
+from orchestrator.graph_cache.client import GraphCacheClient
+from orchestrator.graph_cache.receipt import Outcome, Receipt
 from orchestrator.replica import StartReport
 
 logger = logging.getLogger("ray.serve")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.exceptions import HTTPException
 
+from orchestrator.config import AppConfig
 from orchestrator.serve import status
+from orchestrator.serve.ahead import Ahead
 from orchestrator.serve.gate import Gate, error
 
 _TRIES = 2  # a request whose replica died before it answered is asked once more
@@ -27,14 +30,15 @@ class Ingress(OpenAiIngress):
     """Ray's ingress, and our status page.
 
     Args:
-        namespace: of the graph cache's registry and the status board.
-        max_n: answers to one request.
+        app: the checked configuration.
+        ahead: what makes nodes ready ahead of the autoscaler, if that is wanted.
         arguments: Ray's.
     """
 
-    def __init__(self, *arguments: Any, namespace: str, max_n: int, **more: Any) -> None:
+    def __init__(self, *arguments: Any, app: AppConfig, ahead: Ahead | None, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._namespace, self._max_n = namespace, max_n
+        self._namespace, self._max_n = app.cluster.namespace, app.serve.max_n
+        self._ahead = asyncio.get_running_loop().create_task(ahead.run()) if ahead else None
 
     async def status_page(self) -> HTMLResponse:
         """For people: replicas, how they started, and the graph cache."""

@@ -17,7 +17,7 @@ from orchestrator import run
 from orchestrator.bench.room import make_room
 from orchestrator.engine import Sampling
 from orchestrator.errors import ReplicaError
-from orchestrator.graph_cache.client import Outcome
+from orchestrator.graph_cache.receipt import Outcome
 from tests.engine.conftest import shared_memory
 from tests.ray.test_zygote import wait_for, zygotes
 

@@ -18,7 +18,8 @@ import pytest
 import ray
 
 from orchestrator.graph_cache import bundle, registry
-from orchestrator.graph_cache.client import CacheSettings, Outcome
+from orchestrator.graph_cache.client import CacheSettings
+from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.graph_cache.store import Store
 
 

@@ -14,7 +14,7 @@ import ray
 
 from orchestrator.engine import Sampling
 from orchestrator.errors import EngineStartError, OrchestratorError, PlacementError
-from orchestrator.graph_cache.client import Outcome
+from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.replica import Answer
 
 

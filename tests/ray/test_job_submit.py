@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +31,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     """A head node on loopback, as an operator starts one; yields the environment of who submits to it."""
     state = tmp_path_factory.mktemp("state")
     gcs, dashboard = free_port(), free_port()
+    sessions = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, for sockets; and not a user's own "current cluster"
     environment = {
         **os.environ, "RAY_AUTH_MODE": "token", "ORCHESTRATOR_HOME": str(state), "TMPDIR": str(state),
-        "RAY_TMPDIR": "/tmp", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_TMPDIR": sessions, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
     command = [
@@ -54,6 +57,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         _, alive = psutil.wait_procs(family, timeout=15)
         for process in alive:
             process.kill()
+        shutil.rmtree(sessions, ignore_errors=True)
 
 
 def _listens(port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +15,12 @@ import ray
 from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
 
+from orchestrator import prefetch, zygote
 from orchestrator.graph_cache import registry
-from orchestrator.graph_cache.client import CacheSettings, Outcome
+from orchestrator.graph_cache.client import CacheSettings
+from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.graph_cache.registry import Registry
+from tests.ray.test_zygote import PRELOAD
 
 
 @pytest.fixture
@@ -94,3 +98,24 @@ def test_two_hundred_bundles_come_and_go_and_nothing_stays(cluster: Cluster, tmp
         assert time.monotonic() < deadline, summary
         time.sleep(0.5)
     ray.kill(handle)
+
+
+def test_a_node_is_made_ready_before_it_is_asked(cluster: Cluster, make_fleet, cache: CacheSettings) -> None:
+    with make_fleet(replicas=1) as fleet:
+        key = fleet.start()[0].receipt.key
+    cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"new": 1})
+    cluster.wait_for_nodes()
+    (node,) = [n["NodeID"] for n in ray.nodes() if "new" in n["Resources"]]
+    (done,) = prefetch.make_ready([node], cache, PRELOAD, [key, "unknown"]).values()
+    assert ray.get(done, timeout=60) == 1
+    assert ray.get(cache.registry.offer.remote("unknown")) is None
+
+    def born() -> bool:
+        return getattr(sys, "born_of_a_zygote", False)
+
+    options = {"py_executable": zygote.py_executable(sys.executable, PRELOAD)}
+    task = ray.remote(born).options(num_cpus=0, resources={"new": 0.1}, runtime_env=options)
+    assert ray.get(task.remote(), timeout=60)
+    with make_fleet(replicas=1) as fleet:  # its node folder is the cache's, as on the new node
+        receipt = fleet.start()[0].receipt
+    assert (receipt.outcome, receipt.source) == (Outcome.hit, "node")

@@ -17,7 +17,7 @@ import ray
 
 from orchestrator import cli
 from orchestrator.graph_cache import registry
-from orchestrator.graph_cache.client import Outcome
+from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.graph_cache.store import Store
 
 

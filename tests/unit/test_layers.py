@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 # From what everything may use, to what uses everything.
 ORDER = [
     "errors", "timeline", "bounds", "config", "models", "vllm_plugin", "zygote", "graph_cache", "engine", "plan",
-    "replica", "fleet", "cluster", "run", "warm", "colours", "serve", "bench", "report", "sweep", "jobs", "cli",
-    "__main__",
+    "replica", "prefetch", "fleet", "cluster", "run", "warm", "colours", "serve", "bench", "report", "sweep", "jobs",
+    "cli", "__main__",
 ]  # fmt: skip
 VLLM_AT_HOME = {"engine", "vllm_plugin"}
 
