@@ -170,6 +170,18 @@ class BenchConfig:
 
 
 @dataclass
+class BatchConfig:
+    """What `jobs/batch.py` asks, and where the answers go."""
+
+    input: str = ""  # JSONL in OpenAI's batch format
+    output: str = ""  # empty: beside the input, as NAME.answers.jsonl
+    url: str | None = None  # of a service that runs, its key in OPENAI_API_KEY; None: start one for the batch
+    concurrency: int = 64  # requests at a time
+    retries: int = 5  # of a request, while the service is overloaded or not there
+    timeout_s: float = 600.0  # for one answer
+
+
+@dataclass
 class SweepConfig:
     """How a multirun treats its cells; each runs in a process of its own."""
 
@@ -219,6 +231,7 @@ class AppConfig:
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     fast_cold_start: bool = True
     replicas: int = 2

@@ -27,30 +27,31 @@ CONF = str(Path(__file__).resolve().parents[1] / "conf")
 JOBS = Path(CONF).with_name("jobs")
 console = Console(stderr=True)
 _cells: list[dict[str, Any]] = []
-_interrupted = False
+_interrupted = 0
 
 
 def main(job: str = "run") -> None:
     """Run the job on the command line and exit.
 
     Args:
-        job: "run", "bench", "warm" or "serve".
+        job: "run", "bench", "warm", "serve" or "batch".
     """
 
     def task(cfg: DictConfig) -> None:
         _cell(job, cfg)
 
-    signal.signal(signal.SIGINT, _on_interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # `ray job stop`, and containers, send the latter
+        signal.signal(number, _on_interrupt)
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
     wanted_full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us: we print one line instead of Hydra's several
     try:
         hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", 128 + (_interrupted or signal.SIGINT))
     except Exception as error:
         if _interrupted:
-            _fail("interrupted", 130)
+            _fail("interrupted", 128 + _interrupted)
         if wanted_full == "1":
             traceback.print_exc()
         _fail(_one_line(error), 2 if _is_config_error(error) else 1)
@@ -91,6 +92,10 @@ def _cell(job: str, cfg: DictConfig) -> None:
             from orchestrator.serve import job as serving
 
             cell["result"] = serving.execute(load(cfg), progress.say)
+        elif job == "batch":
+            from orchestrator.batch import job as batch
+
+            cell["result"] = report.write_batch(batch.execute(load(cfg), progress.say, progress.bar), console)
         else:
             cell["result"] = report.write_run(folder, run.execute(load(cfg), progress.say), console)
     _cells.append(cell)
@@ -115,10 +120,10 @@ def _in_a_process(job: str, cfg: DictConfig, cell: dict[str, Any]) -> None:
     _cells.append(cell)
 
 
-def _on_interrupt(*_: object) -> None:
+def _on_interrupt(number: int, _: object) -> None:
     """Ctrl-C reaches Ray's processes too, and what they then raise may be the first that we see."""
     global _interrupted
-    _interrupted = True
+    _interrupted = number
     raise KeyboardInterrupt
 
 

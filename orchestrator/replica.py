@@ -50,7 +50,7 @@ class StartReport:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer, and who gave it."""
+    """A whole answer, who gave it, after how many seconds, and after how many its first token was there."""
 
     prompt: str
     text: str
@@ -58,6 +58,7 @@ class Answer:
     finish_reason: str | None
     replica: str
     seconds: float
+    ttft_s: float
 
 
 class Replica:
@@ -115,11 +116,12 @@ class Replica:
         """
         started = time.monotonic()
         tokens: list[int] = []
-        text, reason = "", None
+        text, reason, first = "", None, 0.0
         async for chunk in self.stream(prompt, sampling):
+            first = first or time.monotonic() - started
             tokens.extend(chunk.token_ids)
             text, reason = text + chunk.text, chunk.finish_reason
-        return Answer(prompt, text, tuple(tokens), reason, self.plan.name, time.monotonic() - started)
+        return Answer(prompt, text, tuple(tokens), reason, self.plan.name, time.monotonic() - started, first)
 
     async def stream(self, prompt: str, sampling: Sampling) -> AsyncIterator[Chunk]:
         """Answer a prompt piece by piece."""

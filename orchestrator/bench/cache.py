@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import run
-from orchestrator.bench.result import BenchResult
+from orchestrator import environment, run
+from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.config import AppConfig
 from orchestrator.graph_cache.client import AOT_FOLDER, CacheSettings, GraphCacheClient
 from orchestrator.graph_cache.receipt import Outcome
@@ -42,7 +42,8 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
                 shutil.rmtree(folder)
     shutil.rmtree(app.graph_cache.store, ignore_errors=True)
     summary = {str(mib): _medians([r for r in rows if r["mib"] == mib]) for mib in app.bench.sizes_mib}
-    return BenchResult("cache", {"seconds": summary}, rows, run.machine(), all(r["ok"] for r in rows))
+    plots = tuple(Plot(f"{what}, seconds", f"{what}_s", ("mib", "round")) for what in ("publish", "first", "again"))
+    return BenchResult("cache", {"seconds": summary}, rows, environment.machine(), all(r["ok"] for r in rows), plots)
 
 
 def _round(settings: CacheSettings, folder: Path, mib: int) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import time
 from copy import deepcopy
 from typing import Any
 
-from orchestrator import run
-from orchestrator.bench.result import BenchResult
+from orchestrator import environment, run
+from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.config import AppConfig, KvUpdate, ModelSource
 from orchestrator.errors import ConfigError, OrchestratorError
-from orchestrator.replica import Answer, StartReport
+from orchestrator.replica import StartReport
 from orchestrator.run import Say
 from orchestrator.timeline import COMPILE_PHASES
 
@@ -34,7 +34,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
             try:
                 result = run.execute(cell, say)
                 row |= _compile_figures(result.reports)
-                row |= {"tokens_per_s": _tokens_per_s(result.answers), "ok": result.ok}
+                row |= {"tokens_per_s": result.tokens_per_s, "ok": result.ok}
             except OrchestratorError as error:  # the other cells are still worth having
                 say("bench", f"failed: {error}")
                 row |= {**dict.fromkeys(_FIGURES), "second": str(error), "ok": False}
@@ -43,7 +43,12 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     for row in rows:
         summary["unique_artifacts"].setdefault(row["mode"], {})[str(row["layers"])] = row["artifacts"]
         summary["compile_s"].setdefault(row["mode"], {})[str(row["layers"])] = row["compile_s"]
-    return BenchResult("depth", summary, rows, run.machine(), all(row["ok"] for row in rows))
+    plots = (
+        Plot("Compile time, seconds", "compile_s", ("mode",), over="layers"),
+        Plot("Unique artifacts", "artifacts", ("mode",), over="layers"),
+        Plot("Loading the artifact, seconds", "warm_load_s", ("mode",), over="layers"),
+    )
+    return BenchResult("depth", summary, rows, environment.machine(), all(row["ok"] for row in rows), plots)
 
 
 def _cell(app: AppConfig, mode: KvUpdate, layers: int) -> AppConfig:
@@ -69,9 +74,3 @@ def _compile_figures(reports: list[StartReport]) -> dict[str, Any]:
         "warm_load_s": round(load, 2),
         "second": warm.receipt.outcome.value,
     }
-
-
-def _tokens_per_s(answers: dict[str, list[Answer]]) -> float:
-    """Of the replica that loaded, once all prompts were asked at the same time."""
-    last = list(answers.values())[-1]
-    return round(sum(len(a.token_ids) for a in last) / max(a.seconds for a in last), 1)

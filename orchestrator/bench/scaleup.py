@@ -7,9 +7,9 @@ import time
 from copy import deepcopy
 from typing import Any
 
-from orchestrator import run
+from orchestrator import environment
 from orchestrator.bench.clients import Clients, empty_vllm_cache
-from orchestrator.bench.result import BenchResult
+from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
 from orchestrator.errors import OrchestratorError
@@ -35,7 +35,9 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
         "sooner": round(statistics.median(s / o for s, o in zip(found["stock"], found["ours"], strict=True)), 2),
         "first_replica_s": {w: round(statistics.median(r["first_s"] for r in rows if r["way"] == w), 2) for w in found},
     }
-    return BenchResult("scaleup", summary, rows, run.machine(), all(set(r["ends"]) == {"answered"} for r in rows))
+    plots = (Plot("Second replica after the decision, seconds", "second_s", ("way", "round")),)
+    well = all(set(r["ends"]) == {"answered"} for r in rows)
+    return BenchResult("scaleup", summary, rows, environment.machine(), well, plots)
 
 
 def _scale_up(app: AppConfig, stock: bool, turn: int, say: Say) -> dict[str, Any]:

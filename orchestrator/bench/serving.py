@@ -7,9 +7,9 @@ import time
 from copy import deepcopy
 from typing import Any
 
-from orchestrator import run
+from orchestrator import environment
 from orchestrator.bench.clients import Clients, empty_vllm_cache
-from orchestrator.bench.result import BenchResult
+from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
 from orchestrator.run import Say
@@ -36,7 +36,9 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
         "ratio_to_stock": round(statistics.median(paired), 3),
         "spread": [round(min(paired), 3), round(max(paired), 3)],
     }
-    return BenchResult("serving", summary, rows, run.machine(), all(set(r["ends"]) == {"answered"} for r in rows))
+    plots = (Plot("Tokens per second", "tokens_per_s", ("way", "round")),)
+    well = all(set(r["ends"]) == {"answered"} for r in rows)
+    return BenchResult("serving", summary, rows, environment.machine(), well, plots)
 
 
 def _steady(app: AppConfig, stock: bool, turn: int, say: Say) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from orchestrator import run
+from orchestrator import environment
 from orchestrator.bench.clients import Clients
 from orchestrator.bench.result import BenchResult
 from orchestrator.bench.room import make_room
@@ -30,7 +30,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     summary = {**killed, **waves}
     ok = not killed["ends"].get("hung") and not killed["ends"].get("cut") and killed["recovered"] >= 0.9
     ok = ok and killed["replacement"] == "hit" and waves["changes"] <= 2 * app.bench.rounds
-    return BenchResult("soak", summary, [{k: str(v) for k, v in summary.items()}], run.machine(), ok)
+    return BenchResult("soak", summary, [{k: str(v) for k, v in summary.items()}], environment.machine(), ok)
 
 
 def _killed(app: AppConfig, say: Say) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import ray
 
-from orchestrator import prefetch, run
+from orchestrator import environment, prefetch, run
 from orchestrator.bench.result import BenchResult
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
@@ -65,7 +65,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
                     report = _start(session, cell, way)
                     rows.append(_row(way, turn, report, _idle_mib()))
                     say("bench", f"round {turn}, {way.name}: {report.first_token_s:.1f} s")
-    return BenchResult("startup", _summary(rows), rows, run.machine(), all(r["ok"] for r in rows))
+    return BenchResult("startup", _summary(rows), rows, environment.machine(), all(r["ok"] for r in rows))
 
 
 def _start(session: run.Session, app: AppConfig, way: Way) -> StartReport:

@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 
-from orchestrator import run
-from orchestrator.bench.result import BenchResult
+from orchestrator import environment, run
+from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling
@@ -43,7 +43,8 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
         for base in ("stock", "split"):
             if row[f"of_{base}"] is not None:
                 summary[f"ratio_to_{base}"].setdefault(row["mode"], {})[row["what"]] = row[f"of_{base}"]
-    return BenchResult("throughput", summary, rows, run.machine())
+    plots = (Plot("Seconds for a batch, median", "median_s", ("what", "mode")),)
+    return BenchResult("throughput", summary, rows, environment.machine(), plots=plots)
 
 
 def _fleet(session: run.Session, app: AppConfig, name: str) -> Fleet:

@@ -1,0 +1,54 @@
+"""What a terminal shows while a job works."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import rich.progress
+from rich.console import Console
+
+
+class Progress:
+    """A live line that says what happens, and a line for each thing that is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status = console.status("starting")
+        self._began = time.monotonic()
+        self._last: dict[str, str] = {}
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> Progress:
+        self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._status.stop()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def bar(self, done: int, of: int) -> None:
+        """A bar instead of the line, from here on; where the terminal is not live, a line each ten seconds."""
+        if self._bar is None:
+            self._status.stop()
+            columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+            self._bar = rich.progress.Progress(*columns, console=self._console)
+            self._bar.add_task("answers", total=of, completed=done)
+            self._bar.start()
+            self._said = time.monotonic()
+        self._bar.update(rich.progress.TaskID(0), completed=done)
+        if not self._console.is_terminal and (done == of or time.monotonic() - self._said > 10.0):
+            self._said = time.monotonic()
+            self.say("answers", f"{done} of {of}")
+
+    def say(self, who: str, what: str) -> None:
+        """Show what `who` does; only changes are printed where the terminal is not live."""
+        if self._last.get(who) == what:
+            return
+        self._last[who] = what
+        elapsed = time.monotonic() - self._began
+        self._status.update(f"{who}: {what}")
+        self._console.log(f"[dim]{elapsed:6.1f} s[/] [bold]{who}[/] {what}", highlight=False)

@@ -1,0 +1,109 @@
+"""Tables for a terminal, and what a sweep's cells are compared by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from orchestrator.colours import COLOURS
+from orchestrator.timeline import COMPILE_PHASES
+
+
+def comparison_row(cell: dict[str, Any]) -> dict[str, Any]:
+    """What the comparison says of one cell."""
+    data = json.loads((Path(cell["folder"]) / "result.json").read_text())
+    config = data.get("config", {})
+    name = " ".join(o for o in cell["overrides"]) or config.get("model", {}).get("name", "")
+    row = {"name": name, "folder": cell["folder"], **{k: v for k, v in cell["result"].items() if k != "report"}}
+    if "replicas" in data:
+        row["model"] = config["model"]
+        row["stock"] = not config["fast_cold_start"]
+        row["tokens"] = [a["token_ids"] for a in next(iter(data["answers"].values()))]
+        row["compile_s"] = [
+            round(sum(lengths(r).get(name, 0.0) for name in COMPILE_PHASES), 1) for r in data["replicas"]
+        ]
+        row["outcomes"] = [r["receipt"]["outcome"] for r in data["replicas"]]
+    return row
+
+
+def compare_tokens(rows: list[dict[str, Any]]) -> None:
+    """Set each cell against stock vLLM's cell of the same model: the same tokens, and how much sooner."""
+    for row in rows:
+        stock = next((r for r in rows if r.get("stock") and r.get("model") == row.get("model")), None)
+        if stock is None or "tokens" not in row:
+            continue
+        row["tokens_as_stock"] = row["tokens"] == stock["tokens"]
+        cold = stock["first_token_s"]["first"]
+        row["speedup"] = {name: round(cold / seconds, 2) for name, seconds in row["first_token_s"].items()}
+    for row in rows:
+        row.pop("tokens", None)
+        row.pop("model", None)
+
+
+def timeline_table(data: dict[str, Any]) -> Table:
+    """Phases side by side, one column a replica."""
+    replicas = data["replicas"]
+    table = Table(title="Start-up, seconds", title_justify="left", show_footer=True)
+    table.add_column("phase", footer="first token after")
+    for r in replicas:
+        table.add_column(f"{r['replica']} ({r['receipt']['outcome']})", f"{r['first_token_s']:.1f}", justify="right")
+    table.add_column("", "", no_wrap=True)
+    lengths = [lengths(r) for r in replicas]
+    names = [name for name in COLOURS if any(name in found for found in lengths)]
+    names += [name for found in lengths for name in found if name not in names]
+    longest = max((s for found in lengths for s in found.values()), default=1.0)
+    for name in dict.fromkeys(names):
+        cells = [f"{found[name]:.2f}" if name in found else "-" for found in lengths]
+        bars = "\n".join("█" * max(1, round(24 * found[name] / longest)) for found in lengths if name in found)
+        table.add_row(name, *cells, f"[dim]{bars.splitlines()[0] if bars else ''}[/]")
+    if len(replicas) > 1:
+        ratio = replicas[0]["first_token_s"] / replicas[1]["first_token_s"]
+        table.caption = f"{replicas[1]['replica']} answered {ratio:.1f} times sooner than {replicas[0]['replica']}."
+    return table
+
+
+def answers_table(data: dict[str, Any]) -> Table:
+    """Prompts and answers, and whether all replicas agree."""
+    agree = "the same tokens from every replica" if data["same_tokens"] else "REPLICAS DISAGREE"
+    table = Table(title=f"Answers ({agree})", title_justify="left")
+    table.add_column("prompt")
+    table.add_column("answer")
+    for answer in next(iter(data["answers"].values()), []):
+        table.add_row(answer["prompt"], " ".join(answer["text"].split()))
+    return table
+
+
+def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One line a cell."""
+    table = Table(title="Sweep", title_justify="left")
+    for column in (
+        "cell",
+        "first token s",
+        "receipts",
+        "compile or load s",
+        "tokens as stock",
+        "sooner than stock cold",
+    ):
+        table.add_column(column)
+    for row in rows:
+        if row.get("error"):
+            table.add_row(row["name"], f"[red]{row['error']}[/]")
+            continue
+        sooner = " / ".join(f"{x:.1f}x" for x in row.get("speedup", {}).values())
+        same = {True: "yes", False: "[red]NO[/]", None: "-"}[row.get("tokens_as_stock")]
+        first = " / ".join(f"{x:.1f}" for x in row["first_token_s"].values())
+        compiled = " / ".join(f"{x:.1f}" for x in row["compile_s"])
+        table.add_row(row["name"], first, " / ".join(row["outcomes"]), compiled, same, sooner or "-")
+    return table
+
+
+def lengths(replica: dict[str, Any]) -> dict[str, float]:
+    """Seconds of each phase of a replica's start."""
+    found: dict[str, float] = {}
+    for phase in replica["phases"]:
+        found[phase["name"]] = found.get(phase["name"], 0.0) + phase["seconds"]
+    return found
