@@ -38,6 +38,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch.retries": (lambda v: v >= 0, "at least 0"),
     "batch.timeout_s": (lambda v: v > 0, "above 0 seconds"),
     "sweep.retries": (lambda v: v >= 0, "at least 0"),
+    "sweep.parallel": (lambda v: v >= 1, "at least 1"),
     "sweep.deadline_s": (lambda v: v is None or v > 0, "above 0 seconds, or null"),
     "serve.port": (lambda v: 0 < v < 65536, "in 1..65535"),
     "serve.min_replicas": (lambda v: v >= 0, "at least 0"),

@@ -188,6 +188,8 @@ class SweepConfig:
     retries: int = 0  # of a cell that failed, unless its configuration is wrong
     deadline_s: float | None = None  # for each attempt
     resume: bool = False  # with hydra.sweep.dir=...: cells that ran well there are not run again
+    parallel: int = 1  # cells at a time, each with cores of its own; not where timings are to be compared
+    objective: str | None = None  # for a sweeper that optimises: a figure of the RESULT line, as first_token_s.second
 
 
 @dataclass
@@ -233,6 +235,7 @@ class AppConfig:
     serve: ServeConfig = field(default_factory=ServeConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    upload: str | None = None  # folder or URI that a job's outputs are copied to when it ends, well or not
     fast_cold_start: bool = True
     replicas: int = 2
     state_dir: str = "${oc.env:ORCHESTRATOR_HOME,${oc.env:HOME}/.cache/orchestrator}"

@@ -6,10 +6,12 @@ Exit codes: 0 all well; 1 the run failed, or its replicas did not share graphs o
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from orchestrator import report, sweep
-from orchestrator.config import load
+from orchestrator import outputs, report, sweep
+from orchestrator.config import ClusterKind, SweepConfig, load
 from orchestrator.errors import ConfigError, OrchestratorError
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 JOBS = Path(CONF).with_name("jobs")
 console = Console(stderr=True)
 _cells: list[dict[str, Any]] = []
+_pool: ThreadPoolExecutor | None = None
+_uploads: list[tuple[Path, str]] = []
 _interrupted = 0
 
 
@@ -36,9 +40,19 @@ def main(job: str = "run") -> None:
     Args:
         job: "run", "bench", "warm", "serve" or "batch".
     """
+    try:
+        _main(job)
+    finally:
+        for folder, uri in _uploads:
+            try:
+                console.print(f"Uploaded: {outputs.upload(folder, uri)}")
+            except (OSError, ConfigError) as error:
+                _fail(f"{folder} was not uploaded: {error}", 1)
 
-    def task(cfg: DictConfig) -> None:
-        _cell(job, cfg)
+
+def _main(job: str) -> None:
+    def task(cfg: DictConfig) -> float | None:
+        return _cell(job, cfg)
 
     for number in (signal.SIGINT, signal.SIGTERM):  # `ray job stop`, and containers, send the latter
         signal.signal(number, _on_interrupt)
@@ -47,7 +61,12 @@ def main(job: str = "run") -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us: we print one line instead of Hydra's several
     try:
         hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
+        if _pool is not None:
+            _pool.shutdown()
     except KeyboardInterrupt:
+        if _pool is not None:
+            _pool.shutdown(wait=False, cancel_futures=True)
+            sweep.stop()
         _fail("interrupted", 128 + (_interrupted or signal.SIGINT))
     except Exception as error:
         if _interrupted:
@@ -68,8 +87,8 @@ def main(job: str = "run") -> None:
     sys.exit(2 if failed == {2} else int(bool(failed)))
 
 
-def _cell(job: str, cfg: DictConfig) -> None:
-    """One run of Hydra's."""
+def _cell(job: str, cfg: DictConfig) -> float | None:
+    """One run of Hydra's; returns what a sweeper that optimises asks for."""
     from orchestrator import bench, run, warm  # Ray only now: `--help` stays instant
 
     settings = HydraConfig.get()
@@ -78,11 +97,11 @@ def _cell(job: str, cfg: DictConfig) -> None:
     cell: dict[str, Any] = {
         "multirun": multirun,
         "folder": str(folder),
-        "overrides": [o for o in settings.overrides.task if not o.startswith(("hydra.", "sweep."))],
+        "overrides": [o for o in settings.overrides.task if not o.startswith(("hydra.", "sweep.", "upload="))],
     }
+    _upload(cfg, folder.parent if multirun else folder)
     if multirun:
-        _in_a_process(job, cfg, cell)
-        return
+        return _in_a_process(job, cfg, cell)
     with report.Progress(console) as progress:
         if job == "bench":
             cell["result"] = report.write_bench(folder, bench.execute(load(cfg), progress.say), console)
@@ -100,16 +119,44 @@ def _cell(job: str, cfg: DictConfig) -> None:
             cell["result"] = report.write_run(folder, run.execute(load(cfg), progress.say), console)
     _cells.append(cell)
     print("RESULT " + json.dumps(cell["result"]))
+    return None
 
 
-def _in_a_process(job: str, cfg: DictConfig, cell: dict[str, Any]) -> None:
-    """One cell of a sweep; its failure is recorded, and the others go on."""
-    folder, name = Path(cell["folder"]), " ".join(cell["overrides"])
-    console.print(f"[bold]{name or 'defaults'}[/]")
+def _upload(cfg: DictConfig, folder: Path) -> None:
+    """To be done at the end, however the job ends; a storage that there is not is told now."""
+    if cfg.upload and not _uploads:
+        outputs.check(cfg.upload)
+        _uploads.append((folder, cfg.upload))
+
+
+def _in_a_process(job: str, cfg: DictConfig, cell: dict[str, Any]) -> float | None:
+    """One cell of a sweep, or its beginning where cells run in parallel."""
+    global _pool
+    _cells.append(cell)
     try:
-        cell |= sweep.run_cell(JOBS / f"{job}.py", cell["overrides"], folder, load(cfg).sweep)
+        app = load(cfg)
+        sweep.check_parallel(job, app)
     except ConfigError as error:
-        cell |= {"result": {"ok": False, "error": str(error)}, "code": 2}
+        _ended(cell, {"result": {"ok": False, "error": str(error)}, "code": 2})
+        return math.nan
+    settings = app.sweep
+    if settings.parallel > 1:
+        _pool = _pool or sweep.pool(settings.parallel, app.cluster.kind is ClusterKind.local)
+        _pool.submit(_run, job, cell, settings)
+        return None
+    _run(job, cell, settings)
+    return sweep.value(cell["result"], settings.objective) if settings.objective else None
+
+
+def _run(job: str, cell: dict[str, Any], settings: SweepConfig) -> None:
+    console.print(f"[bold]{' '.join(cell['overrides']) or 'defaults'}[/]")
+    _ended(cell, sweep.run_cell(JOBS / f"{job}.py", cell["overrides"], Path(cell["folder"]), settings))
+
+
+def _ended(cell: dict[str, Any], how: dict[str, Any]) -> None:
+    """A cell's failure is recorded, and the others go on."""
+    cell |= how
+    folder, name = Path(cell["folder"]), " ".join(cell["overrides"])
     if cell["code"]:
         line = cell["result"].setdefault("error", "its replicas did not share graphs or tokens")
         console.print(f"[red]failed:[/] {name}: {line}")
@@ -117,7 +164,6 @@ def _in_a_process(job: str, cfg: DictConfig, cell: dict[str, Any]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             failed = {**cell["result"], "overrides": cell["overrides"]}
             (folder / "result.json").write_text(json.dumps(failed, indent=2))
-    _cells.append(cell)
 
 
 def _on_interrupt(number: int, _: object) -> None:

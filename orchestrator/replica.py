@@ -7,12 +7,16 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
+
 from orchestrator import timeline
 from orchestrator.engine import Chunk, Engine, Sampling, create
+from orchestrator.errors import OrchestratorError
+from orchestrator.far_nodes import FarNodes
 from orchestrator.graph_cache.client import CacheSettings, GraphCacheClient
 from orchestrator.graph_cache.receipt import Receipt
 from orchestrator.plan import ReplicaPlan
@@ -83,6 +87,7 @@ class Replica:
         self._events.mark("process")
         self._engine: Engine = create(plan.kind, plan.spec)
         self._cache = GraphCacheClient(cache, plan.name, self._events)
+        self._far = FarNodes(cache, Path(plan.spec.cache_root)) if len(plan.bundles) > 1 else None
         self._requests = 0
 
     async def start(self) -> StartReport:
@@ -94,6 +99,8 @@ class Replica:
         root = Path(self.plan.spec.cache_root)
         compile_key = await asyncio.to_thread(self._engine.prepare)
         receipt = await asyncio.to_thread(self._cache.restore, compile_key.factors, root)
+        if self._far and receipt.restored:
+            await asyncio.to_thread(self._far.install, receipt.key)
         try:
             facts = await self._engine.start(restored=receipt.restored)
             async for _ in self._engine.generate(_PROBE, Sampling(max_tokens=1), f"{self.plan.name}-probe"):
@@ -103,7 +110,13 @@ class Replica:
             self._cache.give_up(receipt)
             await self._engine.stop()
             raise
-        receipt = await asyncio.to_thread(self._cache.settle, receipt, facts, root)
+        try:
+            if self._far and facts.compiled:
+                await asyncio.to_thread(self._far.gather, receipt.key)
+            receipt = await asyncio.to_thread(self._cache.settle, receipt, facts, root)
+        except (OrchestratorError, RayError) as error:  # serves all the same
+            self._cache.give_up(receipt)
+            receipt = replace(receipt, reason=f"not published: {error}")
         phases = timeline.phases(self._events.read(), self._requested_at)
         whole = phases[-1].start + phases[-1].seconds
         return StartReport(self.plan.name, whole, receipt, facts, tuple(phases), os.getpid())
@@ -142,3 +155,5 @@ class Replica:
         """Stop the engine and remove the replica's folder."""
         await self._engine.stop()
         shutil.rmtree(self.plan.spec.scratch, ignore_errors=True)
+        if self._far:
+            await asyncio.to_thread(self._far.clean)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from orchestrator.config import SweepConfig
+from orchestrator.config import AppConfig, ClusterKind, Device, SweepConfig
+from orchestrator.errors import ConfigError
 
 RECORD = "cell.json"
 _STOP_S = 30.0  # after Ctrl-C, or a deadline
+_running: set[subprocess.Popen[str]] = set()
 
 
 def run_cell(script: Path, overrides: Sequence[str], folder: Path, settings: SweepConfig) -> dict[str, Any]:
@@ -43,6 +48,61 @@ def run_cell(script: Path, overrides: Sequence[str], folder: Path, settings: Swe
     return found
 
 
+def check_parallel(job: str, app: AppConfig) -> None:
+    """May cells of this configuration run side by side?
+
+    Raises:
+        ConfigError: they would disturb each other, or what is measured.
+    """
+    wanted, where = app.sweep.parallel, "sweep.parallel"
+    if wanted == 1:
+        return
+    if job == "bench":
+        raise ConfigError("Benchmarks side by side measure each other.", where=where, hint="Set sweep.parallel=1.")
+    if app.sweep.objective:
+        raise ConfigError("A sweeper that optimises waits for each cell.", where=where, hint="Set sweep.parallel=1.")
+    if app.cluster.kind is ClusterKind.existing:
+        return  # its placement groups keep replicas apart
+    if app.engine.device is Device.gpu:
+        raise ConfigError("Cells on one machine would share its GPUs.", where=where, hint="Set cluster=existing.")
+    cores = len(os.sched_getaffinity(0))
+    if wanted > cores:
+        raise ConfigError(f"sweep.parallel={wanted} cells do not each find a core: there are {cores}.", where=where)
+
+
+def pool(parallel: int, apart: bool) -> ThreadPoolExecutor:
+    """Threads for cells; with `apart` each thread, and so what it starts, has cores of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares: SimpleQueue[list[int]] = SimpleQueue()
+    for i in range(parallel):
+        shares.put(cores[i * len(cores) // parallel : (i + 1) * len(cores) // parallel])
+    begin = (lambda: os.sched_setaffinity(0, shares.get())) if apart else None
+    return ThreadPoolExecutor(parallel, thread_name_prefix="cell", initializer=begin)
+
+
+def stop() -> None:
+    """Interrupt the cells that run in a pool's threads; those threads then end by themselves."""
+    for process in list(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+
+
+def value(result: Mapping[str, Any], objective: str) -> float:
+    """The figure that a sweeper asks for; not a number where the cell failed.
+
+    Raises:
+        ConfigError: a cell that ran well has no such figure.
+    """
+    found: Any = result
+    for part in objective.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    if isinstance(found, (int, float)) and result["ok"]:
+        return float(found)
+    if result["ok"]:
+        raise ConfigError(f"RESULT has no figure {objective!r}.", where="sweep.objective")
+    return math.nan
+
+
 def _finished(folder: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
     """The record of a cell that has run with these overrides, and well."""
     try:
@@ -56,6 +116,7 @@ def _finished(folder: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
 def _once(script: Path, overrides: Sequence[str], folder: Path, deadline_s: float | None) -> tuple[int, dict[str, Any]]:
     command = [sys.executable, str(script), *overrides, f"hydra.run.dir={folder}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
+    _running.add(process)
     late = False
     try:
         out, _ = process.communicate(timeout=deadline_s)
@@ -65,6 +126,8 @@ def _once(script: Path, overrides: Sequence[str], folder: Path, deadline_s: floa
     except BaseException:
         _stopped(process)
         raise
+    finally:
+        _running.discard(process)
     said = [line for line in out.splitlines() if line.startswith("RESULT ")]
     result: dict[str, Any] = json.loads(said[-1].removeprefix("RESULT ")) if said else {"ok": False}
     if late:

@@ -12,6 +12,10 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import ray
+from ray.util import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
 from orchestrator import timeline
 from orchestrator.engine.base import Chunk, CompileKey, EngineSpec, Sampling
 from orchestrator.errors import EngineDeadError, EngineStartError
@@ -40,9 +44,8 @@ class FakeEngine:
 
     async def start(self, *, restored: bool = False) -> timeline.EngineFacts:
         """Load the artifact if it is there and right, else compile."""
-        artifact = Path(self.spec.cache_root) / "torch_compile_cache" / "torch_aot_compile" / "fake" / "model"
         try:
-            await asyncio.wait_for(self._start(artifact), self.spec.start_timeout_s)
+            await asyncio.wait_for(self._start(), self.spec.start_timeout_s)
         except TimeoutError:
             cause = f"no answer within engine.start_timeout_s={self.spec.start_timeout_s:g}"
             raise self._failure(cause) from None
@@ -67,22 +70,24 @@ class FakeEngine:
         """Stop answering."""
         self._running = False
 
-    async def _start(self, artifact: Path) -> None:
+    async def _start(self) -> None:
         if self.spec.args.get("fake_hang"):
             await asyncio.sleep(3600)
         if self.spec.args.get("fake_fail") == "start":
             raise self._failure("RuntimeError: out of fake memory")
         content = f"graph of {self.spec.model} {self.spec.args.get('fake_code', '')}"
-        if artifact.is_file() and artifact.read_text() == content:
-            self._log(f"Directly load AOT compilation from path {artifact}")
-            return
-        if artifact.is_file():
-            self._log(f"Compiling model again due to a load failure from {artifact}, reason: not this code")
-        self._log("Starting torch.compile")
-        await asyncio.sleep(float(self.spec.args.get("fake_compile_s", 0.2)))
-        artifact.parent.mkdir(parents=True, exist_ok=True)
-        artifact.write_text(content)
-        self._log(f"saved AOT compiled function to {artifact}")
+        compile_s = float(self.spec.args.get("fake_compile_s", 0.2))
+        if self.spec.args.get("distributed_executor_backend") == "ray":  # a rank in each bundle of the replica's
+            bundles = range(int(self.spec.args.get("tensor_parallel_size", 1)))
+            in_bundle = [PlacementGroupSchedulingStrategy(get_current_placement_group(), i) for i in bundles]
+            task = ray.remote(_rank)
+            calls = [task.options(num_cpus=0, scheduling_strategy=s) for s in in_bundle]
+            ranks = [call.remote(self.spec.cache_root, i, content, compile_s) for i, call in enumerate(calls)]
+            said = await asyncio.gather(*ranks)
+        else:
+            said = [await asyncio.to_thread(_rank, self.spec.cache_root, 0, content, compile_s)]
+        for line in (line for lines in said for line in lines):
+            self._log(line)
 
     def _log(self, text: str) -> None:
         self.events.write(timeline.Event(time.time(), "log", text, "fake"))
@@ -90,3 +95,16 @@ class FakeEngine:
     def _failure(self, cause: str) -> EngineStartError:
         text = f"{self.spec.replica}: the engine did not start: {cause}"
         return EngineStartError(text, replica=self.spec.replica, phase="start", cause=cause)
+
+
+def _rank(cache_root: str, rank: int, content: str, compile_s: float) -> list[str]:
+    """Load this rank's artifact or write it; returns what vLLM would log."""
+    artifact = Path(cache_root) / "torch_compile_cache" / "torch_aot_compile" / "fake" / f"rank_{rank}_0" / "model"
+    if artifact.is_file() and artifact.read_text() == content:
+        return [f"Directly load AOT compilation from path {artifact}"]
+    again = f"Compiling model again due to a load failure from {artifact}, reason: not this code"
+    said = [again] if artifact.is_file() else []
+    time.sleep(compile_s)
+    artifact.parent.mkdir(parents=True, exist_ok=True)
+    artifact.write_text(content)
+    return [*said, "Starting torch.compile", f"saved AOT compiled function to {artifact}"]

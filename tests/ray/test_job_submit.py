@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -65,8 +66,10 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def submit(cluster: dict[str, str], name: str, overrides: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    entry = f"env -u RAY_ADDRESS {sys.executable} jobs/run.py {FAKE} {overrides}"
+def submit(
+    cluster: dict[str, str], name: str, overrides: str, *flags: str, job: str = "run", base: str = FAKE
+) -> subprocess.CompletedProcess[str]:
+    entry = f"{sys.executable} jobs/{job}.py {base} {overrides}"
     command = [RAY, "job", "submit", "--working-dir", ".", "--submission-id", name, *flags, "--", *entry.split()]
     return subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=180, check=False)
 
@@ -114,3 +117,30 @@ def test_a_stopped_job_leaves_nothing(cluster: dict[str, str]) -> None:
         assert time.monotonic() < deadline + 60
         time.sleep(0.2)
     assert "out" in submit(cluster, "after", "replicas=4 +engine.extra.fake_fail=start").stdout  # its CPUs are free
+
+
+def test_a_sweep_whose_outputs_go_to_shared_storage(cluster: dict[str, str]) -> None:
+    target = Path(cluster["STATE"]) / "shared"
+    done = submit(cluster, "sweep", f"replicas=1,2 upload={target}", job="sweep", base=f"-m {FAKE}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert status(cluster, "sweep") == "SUCCEEDED"
+    (summary,) = Path(cluster["STATE"]).glob("shared/*/*/sweep.json")
+    assert [cell["ok"] for cell in json.loads(summary.read_text())["cells"]] == [True, True]
+    assert len(list(summary.parent.glob("*/report.html"))) == 2
+
+
+def test_a_warm_job(cluster: dict[str, str]) -> None:
+    base = "engine=fake model=tiny_llama cluster=existing"
+    done = submit(cluster, "warm", "", job="warm", base=base)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert '"outcomes": ["compiled", "hit"]' in done.stdout
+
+
+def test_the_upload_is_what_nodes_need_and_small(cluster: dict[str, str]) -> None:
+    session = Path(cluster["RAY_TMPDIR"]) / "ray" / "session_latest"
+    (sent,) = session.glob("runtime_resources/working_dir_files/_ray_pkg_*/")
+    names = {p.name for p in sent.iterdir()} - {"outputs", "multirun"}  # of the jobs themselves
+    assert {"orchestrator", "conf", "jobs", "pyproject.toml"} <= names
+    assert not names & {".git", ".venv", "tests", "docs", "requirements-cpu.lock"}
+    files = [p for name in names for p in [sent / name, *(sent / name).rglob("*")] if p.is_file()]
+    assert sum(p.stat().st_size for p in files if "__pycache__" not in p.parts) < 1 << 20

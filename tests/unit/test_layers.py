@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 # From what everything may use, to what uses everything.
 ORDER = [
-    "errors", "environment", "timeline", "bounds", "config", "models", "vllm_plugin", "zygote", "graph_cache", "engine",
-    "plan", "replica", "prefetch", "fleet", "cluster", "run", "warm", "colours", "serve", "batch", "bench", "report",
-    "sweep", "jobs", "cli", "__main__",
+    "errors", "outputs", "environment", "timeline", "bounds", "config", "models", "vllm_plugin", "zygote",
+    "graph_cache", "engine", "plan", "far_nodes", "replica", "prefetch", "fleet", "cluster", "run", "warm", "colours",
+    "serve", "batch", "bench", "report", "sweep", "jobs", "cli", "__main__",
 ]  # fmt: skip
 VLLM_AT_HOME = {"engine", "vllm_plugin"}
 

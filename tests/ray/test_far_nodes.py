@@ -1,0 +1,127 @@
+"""Two nodes with disks of their own: the second one is in a mount namespace, where the shared folder is another."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.ray.test_job_submit import RAY, ROOT, free_port
+
+NAMESPACES = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+pytestmark = pytest.mark.skipif(not NAMESPACES, reason="a mount namespace needs root")
+FAKE = ("engine=fake", "model=tiny_llama", "cluster=existing", "graph_cache.lease_s=5")
+
+
+class Nodes:
+    """A head, and a node whose `disk` is not the head's.
+
+    Attributes:
+        disk: the folder that both nodes call by the same name.
+        other: what the second node has there, as the first one calls it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.disk, self.other = folder / "disk", folder / "other"
+        for made in (self.disk, self.other):
+            made.mkdir()
+        self.port = free_port()
+        self.environment = {
+            **os.environ, "RAY_AUTH_MODE": "token", "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray", dir="/tmp"),
+            "ORCHESTRATOR_HOME": str(self.disk), "TMPDIR": str(self.disk), "ORCHESTRATOR_SIGNING_KEY": "ab" * 32,
+        }  # fmt: skip
+        self.environment.pop("RAY_ADDRESS", None)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._log = (folder / "log").open("w")
+
+    def start(self) -> None:
+        common = ["--block", "--num-cpus=1", "--num-gpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
+        self._run([RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={self.port}",
+                   "--include-dashboard=false", '--resources={"first": 1}', *common])  # fmt: skip
+        self._until_it_listens()
+        join = [RAY, "start", f"--address=127.0.0.1:{self.port}", '--resources={"second": 1}', *common]
+        script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+        self._run(["unshare", "--mount", "sh", "-c", script, "sh", str(self.other), str(self.disk), *join])
+
+    def run(self, *overrides: str) -> dict:
+        command = [sys.executable, "jobs/run.py", *FAKE, f"cluster.address=127.0.0.1:{self.port}", *overrides,
+                   f"hydra.run.dir={self.disk}/out"]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert "RESULT " in done.stdout, done.stderr[-3000:]
+        result = json.loads(done.stdout.rpartition("RESULT ")[2])
+        if not result["ok"]:
+            return result
+        return json.loads((self.disk / "out" / "result.json").read_text())
+
+    def stop(self) -> None:
+        tops = [psutil.Process(process.pid) for process in self._processes]
+        family = [process for top in tops for process in (top, *top.children(recursive=True))]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, timeout=15)
+
+    def _run(self, command: list[str]) -> None:
+        self._processes.append(
+            subprocess.Popen(command, env=self.environment, stdout=self._log, stderr=self._log, start_new_session=True)
+        )
+
+    def _until_it_listens(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    made = Nodes(tmp_path_factory.mktemp("nodes"))
+    made.start()
+    yield made
+    made.stop()
+
+
+def receipts(result: dict) -> list[dict]:
+    return [replica["receipt"] for replica in result["replicas"]]
+
+
+def test_the_second_node_starts_without_compiling(nodes: Nodes) -> None:
+    first, second = receipts(nodes.run("replicas=2", "engine.device=gpu"))
+    assert first["outcome"] == "compiled"
+    assert (second["outcome"], second["source"]) == ("hit", "memory")  # its own disk had no copy
+    assert list((nodes.other / "installed").iterdir())
+    assert not list((nodes.disk / "installed").glob("*/torch_compile_cache"))
+
+
+def test_graphs_reach_every_node_of_a_replica(nodes: Nodes) -> None:
+    wide = (
+        "replicas=1",
+        "engine.device=gpu",
+        "engine.tensor_parallel_size=2",
+        "cluster.placement_strategy=STRICT_SPREAD",
+    )
+    (cold,) = nodes.run(*wide)["replicas"]
+    assert (cold["receipt"]["outcome"], cold["engine"]["compiled"]) == ("compiled", 2)
+    assert cold["receipt"]["published"]
+    (warm,) = nodes.run(*wide)["replicas"]
+    assert (warm["receipt"]["outcome"], warm["engine"]["loaded"]) == ("hit", 2)
+    assert not list(nodes.other.glob("orchestrator-*/*/*/*"))
+
+
+def test_a_replica_without_room_says_which_bundles_and_when(nodes: Nodes) -> None:
+    pack = ("engine.tensor_parallel_size=2", "cluster.placement_strategy=STRICT_PACK", "cluster.placement_timeout_s=3")
+    result = nodes.run("replicas=1", "engine.device=gpu", *pack)
+    assert "no room for [{'GPU': 1.0}, {'GPU': 1.0}] (STRICT_PACK) within 3 s" in result["error"]
