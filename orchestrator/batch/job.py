@@ -94,7 +94,8 @@ def execute(app: AppConfig, say: Say, bar: Bar) -> BatchResult:
         if before < len(ids):
             say("batch", f"{len(ids) - before} of {len(ids)} requests to ask")
             with ExitStack() as stack:
-                url, names = settings.url, ()
+                url: str | None = settings.url
+                names: tuple[str, ...] = ()
                 if url is None:
                     service = stack.enter_context(serving(_on_a_free_port(app), say))
                     url, names = service.address, service.models

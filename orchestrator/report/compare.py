@@ -13,7 +13,7 @@ from rich.table import Table
 
 from orchestrator.errors import ConfigError
 from orchestrator.report.page import comparison
-from orchestrator.report.tables import lengths
+from orchestrator.report.tables import phase_lengths
 
 _FILES = ("result.json", "bench.json", "sweep.json", "warm.json")
 _PATHS = {"id", "state_dir", "store", "key_file", "node_folder"}  # differ from run to run, and mean nothing
@@ -106,7 +106,7 @@ def _figures(data: Mapping[str, Any]) -> dict[str, float]:
     else:
         found |= _numbers({k: data[k] for k in ("first_token_s", "tokens_per_s", "ttft_s", "bytes") if k in data}, "")
         for replica in data["replicas"]:
-            found |= _numbers(lengths(replica), replica["replica"])
+            found |= _numbers(phase_lengths(replica), replica["replica"])
     return found
 
 

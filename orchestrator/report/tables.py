@@ -24,7 +24,7 @@ def comparison_row(cell: dict[str, Any]) -> dict[str, Any]:
         row["stock"] = not config["fast_cold_start"]
         row["tokens"] = [a["token_ids"] for a in next(iter(data["answers"].values()))]
         row["compile_s"] = [
-            round(sum(lengths(r).get(name, 0.0) for name in COMPILE_PHASES), 1) for r in data["replicas"]
+            round(sum(phase_lengths(r).get(name, 0.0) for name in COMPILE_PHASES), 1) for r in data["replicas"]
         ]
         row["outcomes"] = [r["receipt"]["outcome"] for r in data["replicas"]]
     return row
@@ -52,7 +52,7 @@ def timeline_table(data: dict[str, Any]) -> Table:
     for r in replicas:
         table.add_column(f"{r['replica']} ({r['receipt']['outcome']})", f"{r['first_token_s']:.1f}", justify="right")
     table.add_column("", "", no_wrap=True)
-    lengths = [lengths(r) for r in replicas]
+    lengths = [phase_lengths(r) for r in replicas]
     names = [name for name in COLOURS if any(name in found for found in lengths)]
     names += [name for found in lengths for name in found if name not in names]
     longest = max((s for found in lengths for s in found.values()), default=1.0)
@@ -101,7 +101,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def lengths(replica: dict[str, Any]) -> dict[str, float]:
+def phase_lengths(replica: dict[str, Any]) -> dict[str, float]:
     """Seconds of each phase of a replica's start."""
     found: dict[str, float] = {}
     for phase in replica["phases"]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -47,10 +47,11 @@ class Nodes:
         common = ["--block", "--num-cpus=1", "--num-gpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
         self._run([RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={self.port}",
                    "--include-dashboard=false", '--resources={"first": 1}', *common])  # fmt: skip
-        self._until_it_listens()
+        self._until(self._listens)
         join = [RAY, "start", f"--address=127.0.0.1:{self.port}", '--resources={"second": 1}', *common]
         script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
         self._run(["unshare", "--mount", "sh", "-c", script, "sh", str(self.other), str(self.disk), *join])
+        self._until(lambda: self._status().count(" node_") == 2)
 
     def run(self, *overrides: str) -> dict:
         command = [sys.executable, "jobs/run.py", *FAKE, f"cluster.address=127.0.0.1:{self.port}", *overrides,
@@ -76,13 +77,19 @@ class Nodes:
             subprocess.Popen(command, env=self.environment, stdout=self._log, stderr=self._log, start_new_session=True)
         )
 
-    def _until_it_listens(self) -> None:
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def _status(self) -> str:
+        command = [RAY, "status", f"--address=127.0.0.1:{self.port}"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout
+
+    def _until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert time.monotonic() < deadline
+        while not condition():
+            assert time.monotonic() < deadline, self._status()
             time.sleep(0.3)
 
 

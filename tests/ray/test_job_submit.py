@@ -130,7 +130,7 @@ def test_a_sweep_whose_outputs_go_to_shared_storage(cluster: dict[str, str]) -> 
 
 
 def test_a_warm_job(cluster: dict[str, str]) -> None:
-    base = "engine=fake model=tiny_llama cluster=existing"
+    base = "engine=fake model=tiny_llama cluster=existing +engine.extra.fake_code=new"
     done = submit(cluster, "warm", "", job="warm", base=base)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert '"outcomes": ["compiled", "hit"]' in done.stdout

@@ -22,7 +22,8 @@ def test_every_yaml_composes_and_plans(file: Path, make_app) -> None:
     extra = ["model.id=/some/model"] if file.stem == "local_path" else []
     if file.stem == "per_run":  # its folder is known only inside a job
         extra = ["graph_cache.store=/tmp/graphs"]
-    app = make_app(f"{file.parent.name}={file.stem}", *extra)
+    new = "+" if file.parent.name == "experiment" else ""  # not in the defaults list
+    app = make_app(f"{new}{file.parent.name}={file.stem}", *extra)
     shape = ClusterShape((Node(cpus=64, gpus=8),))
     plan = make_plan(app, shape, model="/some/model", heads=None, scratch="/scratch")
     assert len(plan.replicas) == app.replicas

@@ -1,4 +1,4 @@
-"""Hydra schemas: what a user may set, with types and defaults, and the checks that need no cluster.
+"""Groups of settings, with types and defaults.
 
 The dataclasses stay mutable (Hydra overrides frozen ones no longer); `plan.py` freezes what runs.
 """
@@ -6,53 +6,11 @@ The dataclasses stay mutable (Hydra overrides frozen ones no longer); `plan.py` 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
-from orchestrator import bounds
-from orchestrator.errors import ConfigError
-
-
-class ModelSource(Enum):
-    """Where a model's folder comes from."""
-
-    path = "path"
-    hub = "hub"
-    smollm2 = "smollm2"
-    tiny = "tiny"
-
-
-class EngineKind(Enum):
-    """Which implementation of the engine contract runs."""
-
-    vllm = "vllm"
-    fake = "fake"
-
-
-class Device(Enum):
-    """What a replica runs on."""
-
-    cpu = "cpu"
-    gpu = "gpu"
-
-
-class KvUpdate(Enum):
-    """How a compiled graph names the layer in its KV-cache update; see docs/layer_index.md."""
-
-    layer_index = "layer_index"
-    layer_name = "layer_name"
-    split = "split"
-    inline = "inline"
-
-
-class ClusterKind(Enum):
-    """Start a Ray of our own, or join one."""
-
-    local = "local"
-    existing = "existing"
+from orchestrator.config.enums import BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
 
 
 @dataclass
@@ -142,18 +100,6 @@ class WorkloadConfig:
     concurrency: int = 8
 
 
-class BenchKind(Enum):
-    """Which benchmark `jobs/bench.py` runs."""
-
-    depth = "depth"
-    startup = "startup"
-    throughput = "throughput"
-    cache = "cache"
-    scaleup = "scaleup"
-    serving = "serving"
-    soak = "soak"
-
-
 @dataclass
 class BenchConfig:
     """What a benchmark varies."""
@@ -219,46 +165,3 @@ class ServeConfig:
     health_period_s: float = 5.0
     health_timeout_s: float = 20.0  # for a probe of one token, where no request has got a token lately
     drain_s: float = 60.0  # for accepted requests, when a replica goes; what is left then ends with an error
-
-
-@dataclass
-class AppConfig:
-    """The whole configuration of a run."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
-    graph_cache: GraphCacheConfig = field(default_factory=GraphCacheConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
-    bench: BenchConfig = field(default_factory=BenchConfig)
-    serve: ServeConfig = field(default_factory=ServeConfig)
-    batch: BatchConfig = field(default_factory=BatchConfig)
-    sweep: SweepConfig = field(default_factory=SweepConfig)
-    upload: str | None = None  # folder or URI that a job's outputs are copied to when it ends, well or not
-    fast_cold_start: bool = True
-    replicas: int = 2
-    state_dir: str = "${oc.env:ORCHESTRATOR_HOME,${oc.env:HOME}/.cache/orchestrator}"
-
-
-ConfigStore.instance().store(name="schema", node=AppConfig)
-
-
-def load(cfg: Any) -> AppConfig:
-    """Turn a composed DictConfig into typed dataclasses and check every bound.
-
-    Raises:
-        ConfigError: a value is missing, of the wrong type or out of bounds; `where` names the setting.
-    """
-    try:
-        app = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AppConfig), cfg))
-    except Exception as error:
-        raise ConfigError(" ".join(str(error).split()), where=getattr(error, "full_key", "") or "") from error
-    if not isinstance(app, AppConfig):
-        raise ConfigError("The configuration is not a mapping of the known groups.", where="")
-    bounds.check(app)
-    if app.model.source in (ModelSource.path, ModelSource.hub) and not app.model.id:
-        raise ConfigError("model.id is empty.", where="model.id", hint="Give a folder or a hub id.")
-    if app.model.source is ModelSource.tiny and "model_type" not in app.model.tiny:
-        raise ConfigError("model.tiny needs a model_type.", where="model.tiny", hint="For example llama.")
-    return app

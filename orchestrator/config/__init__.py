@@ -1,0 +1,91 @@
+"""What a user may set: Hydra's schema, and the checks that need no cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from orchestrator.config import bounds
+from orchestrator.config.enums import BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
+from orchestrator.config.groups import (
+    BatchConfig,
+    BenchConfig,
+    ClusterConfig,
+    ColdStartConfig,
+    EngineConfig,
+    GraphCacheConfig,
+    ModelConfig,
+    ServeConfig,
+    ServeModelConfig,
+    SweepConfig,
+    WorkloadConfig,
+)
+from orchestrator.errors import ConfigError
+
+__all__ = [
+    "AppConfig",
+    "BatchConfig",
+    "BenchConfig",
+    "BenchKind",
+    "ClusterConfig",
+    "ClusterKind",
+    "ColdStartConfig",
+    "Device",
+    "EngineConfig",
+    "EngineKind",
+    "GraphCacheConfig",
+    "KvUpdate",
+    "ModelConfig",
+    "ModelSource",
+    "ServeConfig",
+    "ServeModelConfig",
+    "SweepConfig",
+    "WorkloadConfig",
+    "load",
+]
+
+
+@dataclass
+class AppConfig:
+    """The whole configuration of a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    graph_cache: GraphCacheConfig = field(default_factory=GraphCacheConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    upload: str | None = None  # folder or URI that a job's outputs are copied to when it ends, well or not
+    fast_cold_start: bool = True
+    replicas: int = 2
+    state_dir: str = "${oc.env:ORCHESTRATOR_HOME,${oc.env:HOME}/.cache/orchestrator}"
+
+
+ConfigStore.instance().store(name="schema", node=AppConfig)
+
+
+def load(cfg: Any) -> AppConfig:
+    """Turn a composed DictConfig into typed dataclasses and check every bound.
+
+    Raises:
+        ConfigError: a value is missing, of the wrong type or out of bounds; `where` names the setting.
+    """
+    try:
+        app = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AppConfig), cfg))
+    except Exception as error:
+        raise ConfigError(" ".join(str(error).split()), where=getattr(error, "full_key", "") or "") from error
+    if not isinstance(app, AppConfig):
+        raise ConfigError("The configuration is not a mapping of the known groups.", where="")
+    bounds.check(app)
+    if app.model.source in (ModelSource.path, ModelSource.hub) and not app.model.id:
+        raise ConfigError("model.id is empty.", where="model.id", hint="Give a folder or a hub id.")
+    if app.model.source is ModelSource.tiny and "model_type" not in app.model.tiny:
+        raise ConfigError("model.tiny needs a model_type.", where="model.tiny", hint="For example llama.")
+    return app
