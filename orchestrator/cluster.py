@@ -18,7 +18,7 @@ from orchestrator.plan import ClusterShape, Node
 def local_shape(cluster: ClusterConfig) -> ClusterShape:
     """What a local Ray will offer, known before it starts."""
     cpus = cluster.num_cpus if cluster.num_cpus is not None else len(os.sched_getaffinity(0))
-    gpus = cluster.num_gpus if cluster.num_gpus is not None else _visible_gpus()
+    gpus = cluster.num_gpus if cluster.num_gpus is not None else visible_gpus()
     return ClusterShape((Node(cpus, gpus),))
 
 
@@ -87,7 +87,7 @@ def _wait_for_children(before: set[int]) -> None:
             child.kill()
 
 
-def _visible_gpus() -> int:
+def visible_gpus() -> int:
     """GPUs by NVIDIA's device files and CUDA_VISIBLE_DEVICES; no CUDA is initialised."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -56,10 +56,13 @@ class Fleet:
     ) -> None:
         self.stop()
 
-    def start(self) -> list[StartReport]:
+    def start(self, *, at_once: bool = False) -> list[StartReport]:
         """Start the first replica, then all others together: the first compiles, the others find its graphs.
 
         All get their places first, so that other nodes make themselves ready while the first one compiles.
+
+        Args:
+            at_once: start all together; those that do not compile wait for the one that does.
 
         Raises:
             PlacementError: the cluster did not have room in time.
@@ -67,6 +70,9 @@ class Fleet:
             ReplicaError: a replica's process died.
         """
         first, *others = self.plan.replicas
+        if at_once:
+            self._start_together(self.plan.replicas)
+            return [self.reports[replica.name] for replica in self.plan.replicas]
         requested = time.time()
         for replica in self.plan.replicas:
             self._place(replica)

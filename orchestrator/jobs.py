@@ -103,7 +103,11 @@ def _cell(job: str, cfg: DictConfig) -> float | None:
     if multirun:
         return _in_a_process(job, cfg, cell)
     with report.Progress(console) as progress:
-        if job == "bench":
+        if job == "bench" and cfg.bench.kind == "all":
+            from orchestrator import suite
+
+            cell["result"] = suite.execute(load(cfg), folder, JOBS / "bench.py", progress.say)
+        elif job == "bench":
             cell["result"] = report.write_bench(folder, bench.execute(load(cfg), progress.say), console)
         elif job == "warm":
             cell["result"] = report.write_warm(folder, warm.execute(load(cfg), progress.say), console)

@@ -49,7 +49,9 @@ def resolve(model: ModelConfig, state_dir: str) -> str:
         return str(folder.resolve())
     if model.source is ModelSource.smollm2:
         return _made_once(Path(state_dir) / "models" / _SMOLLM2, model.name, _make_smollm2)
-    digest = hashlib.sha256(json.dumps([model.tiny, model.seed], sort_keys=True).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(
+        json.dumps([model.tiny, model.seed if model.weights else None], sort_keys=True).encode()
+    ).hexdigest()[:12]
     target = Path(state_dir) / "models" / f"{model.name}-{digest}"
     return _made_once(target, model.name, lambda folder: _make_tiny(model, folder))
 
@@ -112,11 +114,17 @@ def _make_tiny(model: ModelConfig, folder: Path) -> None:
 
     settings = dict(model.tiny)
     tokenizer = _train_tokenizer()
-    config = AutoConfig.for_model(settings.pop("model_type"), vocab_size=len(tokenizer), **settings)
+    config = AutoConfig.for_model(settings.pop("model_type"), **{"vocab_size": len(tokenizer), **settings})
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 1
-    torch.manual_seed(model.seed)
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    network.save_pretrained(folder)
+    if model.weights:
+        torch.manual_seed(model.seed)
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        network.save_pretrained(folder)
+    else:
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        config.architectures = [type(network).__name__]
+        config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -172,6 +172,8 @@ def engine_args(app: AppConfig, backend: str | None = None) -> dict[str, Any]:
         "revision": app.model.revision,
         "served_model_name": app.model.name,
     }
+    if not app.model.weights:
+        args["load_format"] = "dummy"
     if engine.kv_cache_gib is not None:
         args["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     if backend is not None:

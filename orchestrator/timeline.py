@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+_WEIGHTS = re.compile(r"Model loading took|Loading weights took")
 # vLLM log message -> the phase that it ends. Order within a start is theirs, not this table's.
 _PHASE_ENDS = (
     (re.compile(r"Initializing a V\d LLM engine"), "engine process"),
     (re.compile(r"world_size=\d+ rank=0 "), "worker process"),
     (re.compile(r"Starting to load model"), "device setup"),
-    (re.compile(r"Model loading took|Loading weights took"), "weights"),
+    (_WEIGHTS, "weights"),
     (re.compile(r"(Starting torch\.compile)"), "profile setup"),
     (re.compile(r"Dynamo bytecode transform time"), "dynamo"),
     (re.compile(r"Directly load AOT compilation from path"), "artifact load"),
@@ -56,6 +57,7 @@ class Event:
     process: str = ""
     detail: str = ""
     pid: int = 0
+    cpu: float = 0.0  # seconds of CPU that the process, and those it waited for (compilers), had used by then
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class EngineFacts:
     saved: list[str] = field(default_factory=list)  # files written
     again: list[str] = field(default_factory=list)  # why a present artifact was not loaded
     compile_s: float = 0.0
+    compile_cpu_s: float = 0.0  # of CPU, over all ranks: from the compile's begin, or the weights, to its last word
     artifacts: int = 0  # unique compiled artifacts of a compile, all its pieces together
     artifact_bytes: int = 0
     kv_tokens: int = 0
@@ -130,7 +133,8 @@ class VllmLogHandler(logging.Handler):
                 detail = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
             kind = "error" if record.levelno >= logging.ERROR else "log"
             if kind == "error" or record.name == "vllm.orchestrator" or _is_known(text):
-                self._log.write(Event(record.created, kind, text, process, detail, record.process or 0))
+                cpu = sum(os.times()[:4])
+                self._log.write(Event(record.created, kind, text, process, detail, record.process or 0, cpu))
         except Exception:
             self.handleError(record)
 
@@ -179,6 +183,8 @@ def phases(events: Iterable[Event], start: float) -> list[Phase]:
 def facts(events: Iterable[Event]) -> EngineFacts:
     """What vLLM said about its graphs: the only source of a receipt's truth."""
     found = EngineFacts()
+    events = list(events)
+    found.compile_cpu_s = sum(_compile_cpu(events, pid) for pid in {event.pid for event in events})
     for event in events:
         if event.kind != "log":
             continue
@@ -197,6 +203,15 @@ def facts(events: Iterable[Event]) -> EngineFacts:
         if event.text.startswith("kv_update="):
             found.notes.append(event.text)
     return found
+
+
+def _compile_cpu(events: Iterable[Event], pid: int) -> float:
+    own = [event for event in events if event.pid == pid and event.kind == "log"]
+    begins = [e.cpu for e in own if "Starting torch.compile" in e.text] or [
+        e.cpu for e in own if _WEIGHTS.search(e.text)
+    ]
+    ends = [event.cpu for event in own if any(p.search(event.text) for p in (_SAVED, _WHOLE, _LOADED))]
+    return max(0.0, ends[-1] - begins[0]) if begins and ends else 0.0
 
 
 def root_cause(events: Iterable[Event]) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 import psutil
 import ray
 
-from orchestrator import environment, prefetch, run
+from orchestrator import environment, models, prefetch, run
+from orchestrator.bench import floor
 from orchestrator.bench.result import BenchResult
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
-from orchestrator.engine import preload
+from orchestrator.engine import Sampling, preload
 from orchestrator.replica import StartReport
 from orchestrator.run import Say
 
@@ -62,21 +63,31 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
                 for way in ways:
                     if way.prefetch:
                         _make_ready(cell)
-                    report = _start(session, cell, way)
-                    rows.append(_row(way, turn, report, _idle_mib()))
+                    report, forward_s = _start(session, cell, way)
+                    rows.append({**_row(way, turn, report, _idle_mib()), "forward_s": round(forward_s, 3)})
                     say("bench", f"round {turn}, {way.name}: {report.first_token_s:.1f} s")
-    return BenchResult("startup", _summary(rows), rows, environment.machine(), all(r["ok"] for r in rows))
+    model = models.resolve(app.model, app.state_dir)
+    found = {
+        "import": floor.import_s(),
+        "weights": floor.weights_s(model),
+        "forward": min(r["forward_s"] for r in rows),
+    }
+    least = {name: round(seconds, 3) for name, seconds in found.items()}
+    summary = {**_summary(rows), "floor_s": {**least, "in_all": round(sum(found.values()), 3)}}
+    return BenchResult("startup", summary, rows, environment.machine(), all(r["ok"] for r in rows))
 
 
-def _start(session: run.Session, app: AppConfig, way: Way) -> StartReport:
+def _start(session: run.Session, app: AppConfig, way: Way) -> tuple[StartReport, float]:
+    """How the start went, and the seconds of one forward pass when everything is warm."""
     cell = deepcopy(app)
     cell.fast_cold_start = not way.stock
     for lever in way.off:
         setattr(cell.cold_start, lever, False)
     fleet = session.fleet(cell, "stock" if way.stock else way.name)  # stock's two starts share vLLM's own cache
     report = fleet.start_one("replica-0")
+    seconds = [fleet.ask_one("replica-0", ["The sea"], Sampling(max_tokens=1))[0].ttft_s for _ in range(3)]
     fleet.stop()
-    return report
+    return report, min(seconds)
 
 
 def _make_ready(app: AppConfig) -> None:

@@ -20,6 +20,7 @@ from orchestrator.config.groups import (
     ModelConfig,
     ServeConfig,
     ServeModelConfig,
+    SuiteEntry,
     SweepConfig,
     WorkloadConfig,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "ModelSource",
     "ServeConfig",
     "ServeModelConfig",
+    "SuiteEntry",
     "SweepConfig",
     "WorkloadConfig",
     "load",

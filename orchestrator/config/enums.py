@@ -54,3 +54,5 @@ class BenchKind(Enum):
     scaleup = "scaleup"
     serving = "serving"
     soak = "soak"
+    contention = "contention"
+    all = "all"

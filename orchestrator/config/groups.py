@@ -25,7 +25,9 @@ class ModelConfig:
     dtype: str = "auto"
     max_model_len: int | None = None
     chat: bool = False
-    # Only for source=tiny: a Hugging Face config (model_type and sizes), and the seed of its weights.
+    # Only for source=tiny: a Hugging Face config (model_type and sizes), and the seed of its weights; without weights
+    # vLLM makes up its own when it loads, for shapes that are too large to write down.
+    weights: bool = True
     tiny: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -101,6 +103,14 @@ class WorkloadConfig:
 
 
 @dataclass
+class SuiteEntry:
+    """One benchmark of a suite: its overrides, and how many GPUs it needs; in them `{gpus}` is how many there are."""
+
+    run: list[str] = field(default_factory=list)
+    gpus: int = 0
+
+
+@dataclass
 class BenchConfig:
     """What a benchmark varies."""
 
@@ -113,6 +123,8 @@ class BenchConfig:
     sizes_mib: list[int] = field(default_factory=lambda: [10, 1024])  # of artifacts
     repeat: int = 1  # batches of prompts for one timing of the prefill
     seconds: float = 30.0  # of load on a service
+    suite: list[SuiteEntry] = field(default_factory=list)  # of kind=all
+    offline: dict[str, str] = field(default_factory=dict)  # models that stand in for the hub's where it does not answer
 
 
 @dataclass

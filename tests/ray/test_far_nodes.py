@@ -19,7 +19,7 @@ from tests.ray.test_job_submit import RAY, ROOT, free_port
 
 NAMESPACES = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 pytestmark = pytest.mark.skipif(not NAMESPACES, reason="a mount namespace needs root")
-FAKE = ("engine=fake", "model=tiny_llama", "cluster=existing", "graph_cache.lease_s=5")
+BASE = ("model=tiny_llama", "cluster=existing", "graph_cache.lease_s=5")
 
 
 class Nodes:
@@ -30,7 +30,8 @@ class Nodes:
         other: what the second node has there, as the first one calls it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: str = "engine=fake", gpus: int = 1) -> None:
+        self._engine, self._gpus = engine, gpus
         self.disk, self.other = folder / "disk", folder / "other"
         for made in (self.disk, self.other):
             made.mkdir()
@@ -44,7 +45,13 @@ class Nodes:
         self._log = (folder / "log").open("w")
 
     def start(self) -> None:
-        common = ["--block", "--num-cpus=1", "--num-gpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
+        common = [
+            "--block",
+            "--num-cpus=1",
+            f"--num-gpus={self._gpus}",
+            "--disable-usage-stats",
+            "--object-store-memory=100000000",
+        ]
         self._run([RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={self.port}",
                    "--include-dashboard=false", '--resources={"first": 1}', *common])  # fmt: skip
         self._until(self._listens)
@@ -54,7 +61,7 @@ class Nodes:
         self._until(lambda: self._status().count(" node_") == 2)
 
     def run(self, *overrides: str) -> dict:
-        command = [sys.executable, "jobs/run.py", *FAKE, f"cluster.address=127.0.0.1:{self.port}", *overrides,
+        command = [sys.executable, "jobs/run.py", *BASE, self._engine, f"cluster.address=127.0.0.1:{self.port}", *overrides,
                    f"hydra.run.dir={self.disk}/out"]  # fmt: skip
         done = subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120, check=False

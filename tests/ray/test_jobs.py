@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import psutil
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = ["engine=fake", "model=tiny_llama", "graph_cache=per_run", "cluster.num_cpus=2"]
@@ -30,6 +32,10 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, d
     last = out.strip().splitlines()[-1]
     assert last.startswith("RESULT "), out + err
     return process.returncode, json.loads(last.removeprefix("RESULT ")), err
+
+
+def check_schema(name: str, data: dict) -> None:
+    jsonschema.validate(data, json.loads((ROOT / "docs" / "schemas" / f"{name}.json").read_text()))
 
 
 def session_is_empty(process: subprocess.Popen[str]) -> bool:
@@ -58,7 +64,7 @@ def test_a_run_shares_graphs_reports_and_leaves_nothing(tmp_path: Path) -> None:
     assert (result["ok"], result["same_tokens"], result["second_replica"]) == (True, True, "hit")
     data = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [r["receipt"]["outcome"] for r in data["replicas"]] == ["compiled", "hit"]
-    assert data["schema"] == "orchestrator.run/1"
+    check_schema("run", data)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<h1>" in page
     assert "replica-1" in page
@@ -80,7 +86,59 @@ def test_a_sweep_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
     assert "does not divide tiny_llama's 4 attention heads" in result["cells"][1]["error"]
     assert result["cells"][0]["tokens_as_stock"] is True
     assert (tmp_path / "out" / "report.html").is_file()
+    check_schema("sweep", json.loads((tmp_path / "out" / "sweep.json").read_text()))
     assert "failed:" in err
+
+
+def test_cells_in_parallel_have_cores_of_their_own(tmp_path: Path) -> None:
+    cells = ["-m", *FAKE, "replicas=1", "+engine.extra.fake_compile_s=3,3.5", "sweep.parallel=2"]
+    process = start("sweep", *cells, f"hydra.sweep.dir={tmp_path}/out", state=tmp_path)
+    seen: set[frozenset[int]] = set()
+    together = 0
+    while process.poll() is None:
+        found = [p for p in children(process.pid) if "jobs/run.py" in line(p)]
+        together = max(together, len(found))
+        seen |= {frozenset(p.cpu_affinity()) for p in found if len(found) == 2}
+        time.sleep(0.2)
+    code, result, err = finish(process)
+    assert code == 0, err
+    assert [cell["ok"] for cell in result["cells"]] == [True, True]
+    assert together == 2
+    one, other = seen
+    assert not one & other
+
+
+def test_an_optimising_sweeper_gets_its_figure(tmp_path: Path) -> None:
+    cells = ["-m", "+experiment=optuna", *FAKE, "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={tmp_path}/out"]
+    code, result, err = finish(start("sweep", *cells, state=tmp_path), timeout=240)
+    assert code == 0, err
+    seconds = [cell["first_token_s"]["second"] for cell in result["cells"]]
+    assert len(seconds) == 3
+    best = yaml.safe_load((tmp_path / "out" / "optimization_results.yaml").read_text())
+    assert best["best_value"] == min(seconds)
+
+
+def test_a_suite_goes_on_after_a_failure_and_makes_one_page(tmp_path: Path) -> None:
+    suite = ["bench=fake_suite", f"hydra.searchpath=[file://{ROOT}/tests/conf]", f"hydra.run.dir={tmp_path}/out"]
+    code, result, err = finish(start("bench", *suite, state=tmp_path), timeout=240)
+    assert code == 1, err
+    first, skipped, wrong = result["benches"]
+    assert first["ok"]
+    assert "needs 64 GPUs" in skipped["skipped"]
+    assert "bench=depth varies" in wrong["error"]
+    data = json.loads((tmp_path / "out" / "suite.json").read_text())
+    (bench,) = data["results"]
+    check_schema("bench", bench)
+    assert [row["layers"] for row in bench["rows"]] == [2, 4]
+    assert "<svg" in (tmp_path / "out" / "report.html").read_text()
+    assert "bench=depth" in (tmp_path / "out" / "RESULTS.md").read_text()
+
+
+def children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children()
+    except psutil.Error:
+        return []
 
 
 def line(process: psutil.Process) -> str:

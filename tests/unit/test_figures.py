@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from orchestrator.report import results
+
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
 BLOCK = re.compile(r"<!-- figures: (\S+) -->\n(.*?)<!-- end of figures -->", re.S)
 BLOCKS = [
     pytest.param(results, text, id=f"{file.name}-{results}")
@@ -38,6 +42,18 @@ def test_figures_are_measured(results: str, text: str) -> None:
     said = set(re.findall(r"(?<![\d.])\d+\.\d(?!\d)", without_versions))
     assert said
     assert not said - known, f"not in {results}: {sorted(said - known)}"
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_results_have_their_schema_and_went_well(file: Path) -> None:
+    found = json.loads(file.read_text())
+    jsonschema.validate(found, json.loads((ROOT / "docs" / "schemas" / "bench.json").read_text()))
+    assert found["ok"]
+
+
+def test_the_page_of_results_is_made_from_them() -> None:
+    page = results.markdown({file.stem: json.loads(file.read_text()) for file in RESULTS})
+    assert (ROOT / "docs" / "results" / "README.md").read_text() == page
 
 
 def test_the_check_can_fail() -> None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 ORDER = [
     "errors", "outputs", "environment", "timeline", "config", "models", "vllm_plugin", "zygote",
     "graph_cache", "engine", "plan", "far_nodes", "replica", "prefetch", "fleet", "cluster", "run", "warm", "colours",
-    "serve", "batch", "bench", "report", "sweep", "jobs", "cli", "__main__",
+    "serve", "batch", "bench", "report", "sweep", "suite", "jobs", "cli", "__main__",
 ]  # fmt: skip
 VLLM_AT_HOME = {"engine", "vllm_plugin"}
 

@@ -1,0 +1,55 @@
+"""Several replicas of one model, cold and at once: how much CPU time goes into compiling, ours against stock vLLM."""
+
+from __future__ import annotations
+
+import statistics
+from copy import deepcopy
+from typing import Any
+
+from orchestrator import environment, run
+from orchestrator.bench.result import BenchResult, Plot
+from orchestrator.bench.room import make_room
+from orchestrator.config import AppConfig
+from orchestrator.run import Say
+
+
+def measure(app: AppConfig, say: Say) -> BenchResult:
+    """One cold replica, then `bench.batch` cold ones at once, stock and ours, round by round."""
+    rows = []
+    for turn in range(app.bench.rounds):
+        for way in ("ours", "stock"):
+            for number in (1, app.bench.batch):
+                row = {"way": way, "replicas": number, "round": turn, **_cold(app, way == "stock", number, turn, say)}
+                say("bench", f"round {turn}, {way}, {number} replicas: {row['compile_cpu_s']:.1f} s of CPU compiling")
+                rows.append(row)
+    cpu = {way: {str(n): _median(rows, way, n) for n in (1, app.bench.batch)} for way in ("ours", "stock")}
+    many = str(app.bench.batch)
+    summary = {
+        "compile_cpu_s": cpu,
+        "times_one": {way: round(found[many] / found["1"], 2) for way, found in cpu.items()},
+        "stock_of_ours": round(cpu["stock"][many] / cpu["ours"][many], 2),
+    }
+    plots = (Plot("Seconds of CPU for compiling", "compile_cpu_s", ("way", "replicas", "round")),)
+    well = all(row["compiled"] == (row["replicas"] if row["way"] == "stock" else 1) for row in rows)
+    return BenchResult("contention", summary, rows, environment.machine(), well, plots)
+
+
+def _cold(app: AppConfig, stock: bool, number: int, turn: int, say: Say) -> dict[str, Any]:
+    cell = deepcopy(app)
+    cell.replicas, cell.fast_cold_start = number, not stock
+    cell.graph_cache.store = f"{app.graph_cache.store}/{turn}-{number}"
+    cell.graph_cache.node_folder = f"{app.graph_cache.node_folder}/{turn}-{number}"
+    make_room(cell, number)
+    with run.session(cell, say) as session:
+        reports = session.fleet(cell).start(at_once=True)
+    return {
+        "compile_cpu_s": round(sum(report.facts.compile_cpu_s for report in reports), 2),
+        "last_first_token_s": round(max(report.first_token_s for report in reports), 2),
+        "compiled": sum(report.facts.compiled > 0 for report in reports),
+        "outcomes": " ".join(report.receipt.outcome.value for report in reports),
+    }
+
+
+def _median(rows: list[dict[str, Any]], way: str, number: int) -> float:
+    found = [float(row["compile_cpu_s"]) for row in rows if (row["way"], row["replicas"]) == (way, number)]
+    return round(statistics.median(found), 2)

@@ -1,0 +1,49 @@
+"""Benchmarks' JSON -> Markdown, so that no figure of the documentation is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """A page of results.
+
+    Args:
+        found: for each name (of its file) a benchmark's JSON.
+    """
+    parts = [
+        "# Results",
+        "",
+        "Generated from the JSON of benchmarks; `python jobs/report.py results` writes it anew.",
+        "",
+    ]
+    for name, data in found.items():
+        machine = data["machine"]
+        versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+        parts += [
+            f"## bench={data['kind']}: {name}", "",
+            f"`{data['command']}`  ",
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {versions}. "
+            + ("Everything was as it has to be." if data["ok"] else "**Not everything was as it has to be.**"), "",
+        ]  # fmt: skip
+        parts += _table(data["summary"])
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _table(summary: Mapping[str, Any]) -> list[str]:
+    lines = ["| what | value |", "|---|---|"]
+    for name, value in summary.items():
+        if isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values()) and value:
+            lines += [f"| {name}, {part} | {_text(v)} |" for part, v in value.items()]
+        else:
+            lines.append(f"| {name} | {_text(value)} |")
+    return [*lines, ""]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(_text, value)) if len(value) == 2 else " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,33 @@
+"""Real vLLM on two nodes with disks of their own: the second one loads what the first one compiled."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orchestrator import models
+from tests.engine.test_sharing import engine_processes
+from tests.ray.test_far_nodes import Nodes, pytestmark
+
+__all__ = ["pytestmark"]  # needs mount namespaces
+
+
+def test_the_second_node_compiles_nothing(make_app, tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, "engine=cpu", gpus=0)
+    model = Path(models.resolve(make_app("model=tiny_llama").model, str(nodes.disk)))
+    shutil.copytree(model.parent, nodes.other / "models")
+    nodes.start()
+    try:
+        result = nodes.run("replicas=2", "cluster.placement_strategy=SPREAD")
+    finally:
+        nodes.stop()
+    first, second = result["replicas"]
+    assert (first["receipt"]["outcome"], first["engine"]["compiled"]) == ("compiled", 1)
+    assert (second["receipt"]["outcome"], second["receipt"]["source"]) == ("hit", "memory")
+    assert (second["engine"]["loaded"], second["engine"]["compiled"]) == (1, 0)
+    assert result["same_tokens"]
+    process = {name: seconds for name, seconds in ((p["name"], p["seconds"]) for p in second["phases"])}
+    assert process["import"] == pytest.approx(0.0, abs=1.0)  # its node had made itself ready
+    assert engine_processes() == []
