@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
-
 from orchestrator import models
 from tests.engine.test_sharing import engine_processes
 from tests.ray.test_far_nodes import Nodes, pytestmark
@@ -28,6 +26,5 @@ def test_the_second_node_compiles_nothing(make_app, tmp_path: Path) -> None:
     assert (second["receipt"]["outcome"], second["receipt"]["source"]) == ("hit", "memory")
     assert (second["engine"]["loaded"], second["engine"]["compiled"]) == (1, 0)
     assert result["same_tokens"]
-    process = {name: seconds for name, seconds in ((p["name"], p["seconds"]) for p in second["phases"])}
-    assert process["import"] == pytest.approx(0.0, abs=1.0)  # its node had made itself ready
+    assert next(p["seconds"] for p in second["phases"] if p["name"] == "import") < 1.0  # its node had made itself ready
     assert engine_processes() == []

@@ -45,13 +45,8 @@ class Nodes:
         self._log = (folder / "log").open("w")
 
     def start(self) -> None:
-        common = [
-            "--block",
-            "--num-cpus=1",
-            f"--num-gpus={self._gpus}",
-            "--disable-usage-stats",
-            "--object-store-memory=100000000",
-        ]
+        common = ["--block", "--num-cpus=1", f"--num-gpus={self._gpus}", "--disable-usage-stats"]
+        common.append("--object-store-memory=100000000")
         self._run([RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={self.port}",
                    "--include-dashboard=false", '--resources={"first": 1}', *common])  # fmt: skip
         self._until(self._listens)
@@ -61,8 +56,8 @@ class Nodes:
         self._until(lambda: self._status().count(" node_") == 2)
 
     def run(self, *overrides: str) -> dict:
-        command = [sys.executable, "jobs/run.py", *BASE, self._engine, f"cluster.address=127.0.0.1:{self.port}", *overrides,
-                   f"hydra.run.dir={self.disk}/out"]  # fmt: skip
+        here = (f"cluster.address=127.0.0.1:{self.port}", f"hydra.run.dir={self.disk}/out")
+        command = [sys.executable, "jobs/run.py", *BASE, self._engine, *here, *overrides]
         done = subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120, check=False
         )
