@@ -74,8 +74,7 @@ class Fleet:
             self._start_together(self.plan.replicas)
             return [self.reports[replica.name] for replica in self.plan.replicas]
         requested = time.time()
-        for replica in self.plan.replicas:
-            self._place(replica)
+        self._place(self.plan.replicas)
         if first.spec.preload:
             elsewhere = self._nodes(others) - self._nodes([first])
             prefetch.make_ready(elsewhere, self._cache, preload.MODULE)
@@ -140,10 +139,10 @@ class Fleet:
 
     def _start_together(self, replicas: Sequence[ReplicaPlan], requested: float | None = None) -> None:
         starting = {}
+        requested = requested or time.time()
+        self._place(replicas)
         for replica in replicas:
-            asked = requested or time.time()
-            self._place(replica)
-            self._actors[replica.name] = self._actor(replica, asked)
+            self._actors[replica.name] = self._actor(replica, requested)
             starting[self._actors[replica.name].start.remote()] = replica
         deadlines = {r.name: time.monotonic() + self._limit(r) for r in replicas}
         while starting:
@@ -157,12 +156,17 @@ class Fleet:
     def _limit(self, replica: ReplicaPlan) -> float:
         return replica.spec.start_timeout_s + self._cache.wait_s + _MARGIN_S
 
-    def _place(self, replica: ReplicaPlan) -> None:
-        if replica.name in self._groups:
-            return
-        group = placement_group([dict(b) for b in replica.bundles], strategy=replica.strategy)
-        self._groups[replica.name] = group
-        if not group.wait(self._placement_timeout_s):
+    def _place(self, replicas: Sequence[ReplicaPlan]) -> None:
+        """All places are asked for before the first one is waited for: Ray finds them side by side."""
+        new = [replica for replica in replicas if replica.name not in self._groups]
+        for replica in new:
+            group = placement_group([dict(b) for b in replica.bundles], strategy=replica.strategy)
+            self._groups[replica.name] = group
+        for replica in new:
+            self._wait_for_place(replica)
+
+    def _wait_for_place(self, replica: ReplicaPlan) -> None:
+        if not self._groups[replica.name].wait(self._placement_timeout_s):
             free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
             bundles = [dict(b) for b in replica.bundles]
             raise PlacementError(

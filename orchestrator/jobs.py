@@ -6,6 +6,7 @@ Exit codes: 0 all well; 1 the run failed, or its replicas did not share graphs o
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from orchestrator import outputs, report, sweep
-from orchestrator.config import ClusterKind, SweepConfig, load
+from orchestrator.config import BenchKind, ClusterKind, SweepConfig, load
 from orchestrator.errors import ConfigError, OrchestratorError
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -56,6 +57,7 @@ def _main(job: str) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):  # `ray job stop`, and containers, send the latter
         signal.signal(number, _on_interrupt)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
     wanted_full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us: we print one line instead of Hydra's several
@@ -103,7 +105,7 @@ def _cell(job: str, cfg: DictConfig) -> float | None:
     if multirun:
         return _in_a_process(job, cfg, cell)
     with report.Progress(console) as progress:
-        if job == "bench" and cfg.bench.kind == "all":
+        if job == "bench" and cfg.bench.kind is BenchKind.all:
             from orchestrator import suite
 
             cell["result"] = suite.execute(load(cfg), folder, JOBS / "bench.py", progress.say)

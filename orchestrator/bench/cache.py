@@ -38,7 +38,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
                 say("bench", f"{mib} MiB, round {turn}")
                 folder = session.scratch / f"{mib}-{turn}"
                 folder.mkdir(parents=True)
-                rows.append({"mib": mib, "round": turn, **_round(settings, folder, mib)})
+                rows.append({"mib": mib, "round": turn, **one_round(settings, folder, mib)})
                 shutil.rmtree(folder)
     shutil.rmtree(app.graph_cache.store, ignore_errors=True)
     summary = {str(mib): _medians([r for r in rows if r["mib"] == mib]) for mib in app.bench.sizes_mib}
@@ -46,7 +46,8 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     return BenchResult("cache", {"seconds": summary}, rows, environment.machine(), all(r["ok"] for r in rows), plots)
 
 
-def _round(settings: CacheSettings, folder: Path, mib: int) -> dict[str, Any]:
+def one_round(settings: CacheSettings, folder: Path, mib: int) -> dict[str, Any]:
+    """Publish made-up graphs of `mib` MiB, restore them twice, and copy them; seconds of each."""
     settings = replace(settings, node_folder=str(folder / "node"))
     source = folder / "source"
     files = source / AOT_FOLDER / "graphs"

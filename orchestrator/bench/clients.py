@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -18,7 +17,6 @@ import httpx
 
 from orchestrator.serve.job import Service
 
-logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
 HANG_S = 60.0  # a stream that is silent for so long hangs
 
 

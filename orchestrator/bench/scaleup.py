@@ -30,7 +30,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
             rows.append(row)
     found = {way: [r["second_s"] for r in rows if r["way"] == way] for way in ("stock", "ours")}
     summary = {
-        "second_replica_s": {way: round(statistics.median(s), 2) for way, s in found.items()},
+        **{f"{way}_s": round(statistics.median(s), 2) for way, s in found.items()},
         "spread_s": {way: [min(s), max(s)] for way, s in found.items()},
         "sooner": round(statistics.median(s / o for s, o in zip(found["stock"], found["ours"], strict=True)), 2),
         "first_replica_s": {w: round(statistics.median(r["first_s"] for r in rows if r["way"] == w), 2) for w in found},

@@ -1,7 +1,8 @@
-"""From the request to the first token: stock vLLM cold and warm; ours cold, warm lever by lever, on a new node."""
+"""From the request to the first token: stock vLLM three ways; ours cold, warm lever by lever, on a new node."""
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from orchestrator.bench.result import BenchResult
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling, preload
+from orchestrator.errors import ConfigError
 from orchestrator.replica import StartReport
 from orchestrator.run import Say
 
@@ -29,12 +31,17 @@ class Way:
     stock: bool = False
     off: tuple[str, ...] = ()
     prefetch: bool = False  # the node was made ready before, as it is for a service
+    copied: bool = False  # with stock's cache folder copied to another place, as vLLM's documentation recommends
 
 
 # Each list runs in a Ray of its own, in this order; what a node keeps (zygote, node copies) begins empty with it.
 _ALL = ("preload", "quick_cpu_probe", "short_profile")
 ROUND = (
-    (Way("stock_cold", "stock", stock=True), Way("stock_warm", "stock", stock=True)),
+    (
+        Way("stock_cold", "stock", stock=True),
+        Way("stock_warm", "stock", stock=True),
+        Way("stock_copied", "stock", stock=True, copied=True),
+    ),
     (
         Way("ours_cold", "compiled"),
         Way("graphs", "hit", off=_ALL),
@@ -43,19 +50,24 @@ ROUND = (
         Way("ours_warm", "hit"),
     ),
     (Way("ours_new_node", "hit"),),
-    (Way("ours_prefetched_node", "hit", prefetch=True),),
+    (Way("ours_pool", "hit", prefetch=True),),
 )
-WAYS = tuple(way for ways in ROUND for way in ways)
+NEEDED = ("stock_cold", "stock_warm", "ours_cold")  # by the others, or to compare with
 
 
 def measure(app: AppConfig, say: Say) -> BenchResult:
-    """Every way in each round, one start at a time, each replica stopped before the next one starts."""
+    """Every way in each round but `bench.skip`, one start at a time, each replica stopped before the next one starts.
+
+    Raises:
+        ConfigError: `bench.skip` names no way, or one that the others need.
+    """
     app = deepcopy(app)
+    ways_of = _chosen(app.bench.skip)
     app.replicas = 1
     make_room(app, 1)
     rows: list[dict[str, Any]] = []
     for turn in range(app.bench.rounds):
-        for i, ways in enumerate(ROUND):
+        for i, ways in enumerate(ways_of):
             cell = deepcopy(app)
             cell.graph_cache.store = f"{app.graph_cache.store}/{turn}"
             cell.graph_cache.node_folder = f"{app.graph_cache.node_folder}/{turn}-{i}"
@@ -73,7 +85,8 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
         "forward": min(r["forward_s"] for r in rows),
     }
     least = {name: round(seconds, 3) for name, seconds in found.items()}
-    summary = {**_summary(rows), "floor_s": {**least, "in_all": round(sum(found.values()), 3)}}
+    summary = _summary(rows, [way for ways in ways_of for way in ways])
+    summary["floor_s"] = {**least, "in_all": round(sum(found.values()), 3)}
     return BenchResult("startup", summary, rows, environment.machine(), all(r["ok"] for r in rows))
 
 
@@ -83,7 +96,10 @@ def _start(session: run.Session, app: AppConfig, way: Way) -> tuple[StartReport,
     cell.fast_cold_start = not way.stock
     for lever in way.off:
         setattr(cell.cold_start, lever, False)
-    fleet = session.fleet(cell, "stock" if way.stock else way.name)  # stock's two starts share vLLM's own cache
+    label = way.name if way.copied or not way.stock else "stock"  # stock's two starts share vLLM's own cache
+    if way.copied:
+        shutil.copytree(session.scratch / "stock" / "stock-cache", session.scratch / label / "stock-cache")
+    fleet = session.fleet(cell, label)
     report = fleet.start_one("replica-0")
     seconds = [fleet.ask_one("replica-0", ["The sea"], Sampling(max_tokens=1))[0].ttft_s for _ in range(3)]
     fleet.stop()
@@ -96,12 +112,22 @@ def _make_ready(app: AppConfig) -> None:
     ray.get(list(prefetch.make_ready([n["NodeID"] for n in ray.nodes()], cache, preload.MODULE, list(keys)).values()))
 
 
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    found = {way.name: [r["first_token_s"] for r in rows if r["way"] == way.name] for way in WAYS}
+def _chosen(skip: list[str]) -> list[tuple[Way, ...]]:
+    names = [way.name for ways in ROUND for way in ways if way.name not in NEEDED]
+    if unknown := sorted(set(skip) - set(names)):
+        raise ConfigError(
+            f"bench.skip={unknown} cannot be left out.", where="bench.skip", hint=f"These can: {', '.join(names)}."
+        )
+    chosen = [tuple(way for way in ways if way.name not in skip) for ways in ROUND]
+    return [ways for ways in chosen if ways]
+
+
+def _summary(rows: list[dict[str, Any]], ways: list[Way]) -> dict[str, Any]:
+    found = {way.name: [r["first_token_s"] for r in rows if r["way"] == way.name] for way in ways}
     summary: dict[str, Any] = {"first_token_s": {way: round(statistics.median(s), 2) for way, s in found.items()}}
     summary["spread_s"] = {way: [min(s), max(s)] for way, s in found.items()}
     for base in ("stock_cold", "stock_warm"):
-        paired = {w.name: [b / s for b, s in zip(found[base], found[w.name], strict=True)] for w in WAYS if not w.stock}
+        paired = {w.name: [b / s for b, s in zip(found[base], found[w.name], strict=True)] for w in ways if not w.stock}
         summary[f"sooner_than_{base}"] = {way: round(statistics.median(p), 2) for way, p in paired.items()}
     summary["idle_mib"] = max(r["idle_mib"] for r in rows)
     return summary

@@ -55,4 +55,5 @@ class BenchKind(Enum):
     serving = "serving"
     soak = "soak"
     contention = "contention"
+    simulate = "simulate"
     all = "all"

@@ -118,11 +118,16 @@ class BenchConfig:
     modes: list[KvUpdate] = field(default_factory=lambda: list(KvUpdate))
     layers: list[int] = field(default_factory=lambda: [4, 16, 32])
     rounds: int = 5  # paired repetitions of a timing
+    skip: list[str] = field(default_factory=list)  # ways to start that kind=startup leaves out
     batch: int = 8  # prompts asked at once
     tokens: int = 64  # generated for each
     sizes_mib: list[int] = field(default_factory=lambda: [10, 1024])  # of artifacts
     repeat: int = 1  # batches of prompts for one timing of the prefill
     seconds: float = 30.0  # of load on a service
+    nodes: list[int] = field(default_factory=lambda: [10, 100, 1000])  # of a simulated cluster
+    replicas_per_node: int = 10
+    cores_per_node: int = 16
+    boot_s: float = 0.0  # until a simulated node is there
     suite: list[SuiteEntry] = field(default_factory=list)  # of kind=all
     offline: dict[str, str] = field(default_factory=dict)  # models that stand in for the hub's where it does not answer
 

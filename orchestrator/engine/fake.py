@@ -1,13 +1,15 @@
 """An engine without vLLM that keeps the same contract: for tests, and for trying a cluster out.
 
 It "compiles" by writing an artifact file where vLLM would, and "loads" by finding one, so that the graph cache around
-it does exactly what it does for vLLM. `args` may hold `fake_compile_s`, `fake_fail` (a phase), `fake_hang`.
+it does exactly what it does for vLLM. `args` may hold `fake_compile_s`, `fake_mib` (of graphs), `fake_fail` (a phase),
+`fake_hang`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -76,16 +78,16 @@ class FakeEngine:
         if self.spec.args.get("fake_fail") == "start":
             raise self._failure("RuntimeError: out of fake memory")
         content = f"graph of {self.spec.model} {self.spec.args.get('fake_code', '')}"
-        compile_s = float(self.spec.args.get("fake_compile_s", 0.2))
+        compile_s, mib = float(self.spec.args.get("fake_compile_s", 0.2)), int(self.spec.args.get("fake_mib", 0))
         if self.spec.args.get("distributed_executor_backend") == "ray":  # a rank in each bundle of the replica's
             bundles = range(int(self.spec.args.get("tensor_parallel_size", 1)))
             in_bundle = [PlacementGroupSchedulingStrategy(get_current_placement_group(), i) for i in bundles]
             task = ray.remote(_rank)
             calls = [task.options(num_cpus=0, scheduling_strategy=s) for s in in_bundle]
-            ranks = [call.remote(self.spec.cache_root, i, content, compile_s) for i, call in enumerate(calls)]
+            ranks = [call.remote(self.spec.cache_root, i, content, compile_s, mib) for i, call in enumerate(calls)]
             said = await asyncio.gather(*ranks)
         else:
-            said = [await asyncio.to_thread(_rank, self.spec.cache_root, 0, content, compile_s)]
+            said = [await asyncio.to_thread(_rank, self.spec.cache_root, 0, content, compile_s, mib)]
         for line in (line for lines in said for line in lines):
             self._log(line)
 
@@ -97,7 +99,7 @@ class FakeEngine:
         return EngineStartError(text, replica=self.spec.replica, phase="start", cause=cause)
 
 
-def _rank(cache_root: str, rank: int, content: str, compile_s: float) -> list[str]:
+def _rank(cache_root: str, rank: int, content: str, compile_s: float, mib: int) -> list[str]:
     """Load this rank's artifact or write it; returns what vLLM would log."""
     artifact = Path(cache_root) / "torch_compile_cache" / "torch_aot_compile" / "fake" / f"rank_{rank}_0" / "model"
     if artifact.is_file() and artifact.read_text() == content:
@@ -107,4 +109,6 @@ def _rank(cache_root: str, rank: int, content: str, compile_s: float) -> list[st
     time.sleep(compile_s)
     artifact.parent.mkdir(parents=True, exist_ok=True)
     artifact.write_text(content)
+    if mib:
+        artifact.with_name("kernels.so").write_bytes(os.urandom(mib << 20))
     return [*said, "Starting torch.compile", f"saved AOT compiled function to {artifact}"]

@@ -26,11 +26,12 @@ CPU_PROBE = "ORCHESTRATOR_CPU_PROBE"
 
 
 class _Process(ForkServerProcess):
-    """A process that runs with its parent's environment as of `start`."""
+    """A process that runs with its parent's environment and niceness as of `start`."""
 
     def start(self) -> None:
         forkserver.ensure_running()
         self._environment = dict(os.environ)
+        self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
         self._streams = [os.readlink(f"/proc/self/fd/{stream}") for stream in (1, 2)]
         self._server = _forkserver()._forkserver_address
         super().start()
@@ -42,6 +43,8 @@ class _Process(ForkServerProcess):
         forkserver.ensure_running = _forkserver().ensure_running
         os.environ.clear()
         os.environ.update(self._environment)
+        # Ray's workers are nice, and the forkserver was born before: engines would starve what brings them requests
+        os.setpriority(os.PRIO_PROCESS, 0, self._niceness)
         _adopt_environment()
         for stream, target in enumerate(self._streams, start=1):  # Ray turned to log files meanwhile
             if os.path.isfile(target):

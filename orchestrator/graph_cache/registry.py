@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -25,7 +26,10 @@ from orchestrator.graph_cache import key as keys
 from orchestrator.graph_cache.store import Store
 
 ACTOR_NAME = "graph-registry"
+_LEADERS = "leaders"  # whose calls do not queue behind those of replicas that wait for them
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 logger = logging.getLogger("orchestrator.registry")
+_of_leaders: Callable[[_Method], _Method] = ray.method(concurrency_group=_LEADERS)
 
 
 @dataclass
@@ -90,6 +94,7 @@ class Registry:
         """What a hit has to install, as in `acquire`; None if there is nothing. Nobody leads by asking so."""
         return await self._offer(key, self._entries.setdefault(key, _Entry()))
 
+    @_of_leaders
     def renew(self, key: str, generation: int, who: str) -> bool:
         """Heartbeat of a leader; False once it was replaced, or has led for too long."""
         entry, now = self._led_by(key, generation, who), time.monotonic()
@@ -98,12 +103,14 @@ class Registry:
         entry.lease_until = now + self._lease_s
         return True
 
+    @_of_leaders
     def release(self, key: str, generation: int, who: str) -> None:
         """A leader gives up (its start failed, or nothing can be shared); the next who asks leads."""
         if (entry := self._led_by(key, generation, who)) is not None:
             entry.leader = ""
             entry.changed.set()
 
+    @_of_leaders
     async def publish(self, key: str, generation: int, who: str, header: dict[str, Any], data: Any) -> bool:
         """Take a leader's bundle (bytes, or a NumPy array of them); False, and nothing changed, if it was replaced."""
         entry = self._led_by(key, generation, who)
@@ -123,6 +130,7 @@ class Registry:
         entry.changed.set()
         return entry.ref is not None or kept
 
+    @_of_leaders
     def replace(self, key: str, generation: int, who: str) -> int:
         """Let a replica that compiled although it had restored `generation` publish what it compiled.
 
@@ -215,7 +223,12 @@ class Registry:
 def connect(namespace: str, store_uri: str, lease_s: float, lead_s: float, max_bytes: int) -> Any:
     """The cluster's registry, started if there is none. It uses no CPU of the cluster's and outlives its driver."""
     options = cluster_wide(ACTOR_NAME, namespace)
-    return ray.remote(Registry).options(**options).remote(store_uri, lease_s, lead_s, max_bytes)
+    return actor_class().options(**options).remote(store_uri, lease_s, lead_s, max_bytes)
+
+
+def actor_class() -> Any:
+    """Leaders have calls of their own: were all taken by replicas that wait, none could publish (bench=simulate)."""
+    return ray.remote(concurrency_groups={_LEADERS: 100})(Registry)
 
 
 def cluster_wide(name: str, namespace: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "serve.health_period_s=2", "cluster.num_cpus=4", "engine.kv_cache_gib=0.25",
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
     )
     made = Service(
         process, f"http://127.0.0.1:{port}", [], shared_memory(), set(Path("/tmp").glob("orchestrator-serve-*"))

@@ -35,7 +35,7 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path) -> No
     environment = {**os.environ, "RAY_ADDRESS": "local"}  # not a cluster that this machine remembers
     log = (tmp_path / "log").open("w")
     command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "serve.yaml")]
-    service = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+    service = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, process_group=0)
     url = f"http://127.0.0.1:{port}/v1"
     try:
         wait_until_served(f"{url}/models", service, tmp_path / "log")

@@ -37,7 +37,8 @@ class Nodes:
             made.mkdir()
         self.port = free_port()
         self.environment = {
-            **os.environ, "RAY_AUTH_MODE": "token", "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray", dir="/tmp"),
+            **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32,
+            "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray", dir="/tmp"),
             "ORCHESTRATOR_HOME": str(self.disk), "TMPDIR": str(self.disk), "ORCHESTRATOR_SIGNING_KEY": "ab" * 32,
         }  # fmt: skip
         self.environment.pop("RAY_ADDRESS", None)
@@ -76,7 +77,7 @@ class Nodes:
 
     def _run(self, command: list[str]) -> None:
         self._processes.append(
-            subprocess.Popen(command, env=self.environment, stdout=self._log, stderr=self._log, start_new_session=True)
+            subprocess.Popen(command, env=self.environment, stdout=self._log, stderr=self._log, process_group=0)
         )
 
     def _listens(self) -> bool:

@@ -34,7 +34,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     gcs, dashboard = free_port(), free_port()
     sessions = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, for sockets; and not a user's own "current cluster"
     environment = {
-        **os.environ, "RAY_AUTH_MODE": "token", "ORCHESTRATOR_HOME": str(state), "TMPDIR": str(state),
+        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32,
+            "ORCHESTRATOR_HOME": str(state), "TMPDIR": str(state),
         "RAY_TMPDIR": sessions, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
@@ -43,7 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats",
     ]  # fmt: skip
     with (state / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, process_group=0)
     try:
         deadline = time.monotonic() + 60
         while not _listens(dashboard):

@@ -19,7 +19,6 @@ from orchestrator import prefetch, zygote
 from orchestrator.graph_cache import registry
 from orchestrator.graph_cache.client import CacheSettings
 from orchestrator.graph_cache.receipt import Outcome
-from orchestrator.graph_cache.registry import Registry
 from tests.ray.test_zygote import PRELOAD
 
 
@@ -45,7 +44,7 @@ def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSe
 
     node = add()
     handle = (
-        ray.remote(Registry)
+        registry.actor_class()
         .options(
             name=registry.ACTOR_NAME,
             namespace=f"there-{tmp_path.name}",
