@@ -74,26 +74,32 @@ def _forked(preload: str, command: list[str]) -> socket.socket | None:
 def _connect(path: Path, preload: str, raylet: int) -> socket.socket:
     """A connection to the zygote, which is started if there is none."""
     connection = socket.socket(socket.AF_UNIX)
-    with suppress(OSError):
-        connection.connect(str(path))
-        return connection
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(OSError):  # another client was faster
-            connection.connect(str(path))
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    short = f"/proc/self/fd/{folder}/{path.name}"  # a socket's path has 107 bytes at most, and TMPDIR may be longer
+    try:
+        with suppress(OSError):
+            connection.connect(short)
             return connection
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(128)
-            _start(listener, preload, raylet)
-        connection.connect(str(path))  # it answers once it has imported everything
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # another client was faster
+                connection.connect(short)
+                return connection
+            path.unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(short)
+                listener.listen(128)
+                _start(listener, path, preload, raylet)
+            connection.connect(short)  # it answers once it has imported everything
+    finally:
+        os.close(folder)
     return connection
 
 
-def _start(listener: socket.socket, preload: str, raylet: int) -> None:
+def _start(listener: socket.socket, path: Path, preload: str, raylet: int) -> None:
     paths = [str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "orchestrator.zygote.server", str(listener.fileno()), preload, str(raylet)]
+    facts = [str(listener.fileno()), str(path), preload, str(raylet)]
+    command = [sys.executable, "-m", "orchestrator.zygote.server", *facts]
     subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

@@ -1,8 +1,8 @@
 """The zygote: imports a module, then forks a worker for whoever asks, until its raylet ends.
 
-`python -m orchestrator.zygote.server LISTENING_FD PRELOAD RAYLET_PID`. It runs one thread, so that a fork is sound, and
-initialises no device. A fork is started as its client would have been: with the client's command, environment, folder
-and standard streams, in a process group of its own.
+`python -m orchestrator.zygote.server LISTENING_FD SOCKET PRELOAD RAYLET_PID`. It runs one thread, so that a fork is
+sound, and initialises no device. A fork is started as its client would have been: with the client's command,
+environment, folder and standard streams, in a process group of its own.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _received(client: socket.socket) -> Request | None:
 
 def main() -> None:
     """Import, serve, and in a fork run."""
-    fd, name, raylet = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    fd, path, name, raylet = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its pool would be a second thread
     libraries.load_first()
     listener = socket.socket(fileno=fd)
@@ -174,7 +174,7 @@ def main() -> None:
     gc.freeze()  # the garbage collector does not touch, and so does not copy, what forks share
     request = zygote.serve()
     if request is None:
-        for left in (Path(listener.getsockname()), Path(listener.getsockname()).with_suffix(".lock")):
+        for left in (path, path.with_suffix(".lock")):
             left.unlink(missing_ok=True)
         os._exit(0)  # at once: whoever ended the raylet looks for what is left
     run(request, preload)

@@ -112,8 +112,8 @@ def test_the_second_node_starts_without_compiling(nodes: Nodes) -> None:
     first, second = receipts(nodes.run("replicas=2", "engine.device=gpu"))
     assert first["outcome"] == "compiled"
     assert (second["outcome"], second["source"]) == ("hit", "memory")  # its own disk had no copy
-    assert list((nodes.other / "installed").iterdir())
-    assert not list((nodes.disk / "installed").glob("*/torch_compile_cache"))
+    disks = (nodes.disk, nodes.other)  # either may be the second replica's
+    assert sum(bool(list(disk.glob("installed/*/torch_compile_cache"))) for disk in disks) == 1
 
 
 def test_graphs_reach_every_node_of_a_replica(nodes: Nodes) -> None:
