@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.browser import WIDTHS, browser, check_layout, needs_browser
-from tests.engine.test_sharing import ROOT, engine_processes
+from tests.engine.test_sharing import ROOT
 from tests.ray.test_job_submit import RAY, cluster, free_port, status, submit
 
 __all__ = ["cluster"]  # the fixture
@@ -44,6 +44,18 @@ def url(cluster: dict[str, str]) -> str:
         assert time.monotonic() < deadline, subprocess.run(logs, env=cluster, capture_output=True, text=True).stdout
         time.sleep(0.5)
     return found
+
+
+def replica_processes() -> list[str]:
+    """Replicas' and engines'; the cluster keeps what serves its next job: the registry, a node's zygote, Ray Serve."""
+    lines = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if any(w in line for w in ("VLLM::", "engine.processes", "ServeReplica"))]
+
+
+def placement_groups(cluster: dict[str, str]) -> list[str]:
+    command = [RAY, "list", "placement-groups", "--filter", "state!=REMOVED", "--format", "json"]
+    done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=60, check=True)
+    return [line for line in done.stdout.splitlines() if "placement_group_id" in line]
 
 
 @needs_browser
@@ -97,6 +109,8 @@ def test_ten_thousand_prompts_with_the_driver_killed_in_the_middle(url: str, tmp
 
 
 def test_a_stopped_job_drains_until_its_deadline_and_leaves_nothing(url: str, cluster: dict[str, str]) -> None:
+    assert replica_processes()
+    assert placement_groups(cluster)
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
     endings: list[str] = []
 
@@ -127,8 +141,6 @@ def test_a_stopped_job_drains_until_its_deadline_and_leaves_nothing(url: str, cl
     while status(cluster, "service") not in ("STOPPED", "FAILED", "SUCCEEDED"):
         assert time.monotonic() - began < 90
         time.sleep(0.5)
-    while engine_processes() or any(
-        "model:" in " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])
-    ):
-        assert time.monotonic() - began < 120
+    while left := replica_processes() + placement_groups(cluster):
+        assert time.monotonic() - began < 120, left
         time.sleep(0.5)
