@@ -14,6 +14,8 @@ from typing import Any
 
 import simpy
 
+from orchestrator.graph_cache.turns import PER_COPY
+
 Steps = Generator[Any, Any, None]
 _SLICE_S = 0.1  # processes share cores in turns
 
@@ -54,7 +56,7 @@ class Scale:
         nodes_per_machine: Ray's nodes; more than one only in tests.
         cold: nobody has compiled yet.
         calls: how many calls the registry has open at once; a replica that waits holds one. None: any number.
-        own_calls: a leader's calls do not queue behind those of replicas that wait.
+        turns: nodes fetch graphs in turns, as many at once as have them.
         boot_s: until a node is there.
         free: resources that cost nothing, of "placement", "registry", "network", "install": to see what they are worth.
     """
@@ -66,7 +68,7 @@ class Scale:
     nodes_per_machine: int = 1
     cold: bool = False
     calls: int | None = None
-    own_calls: bool = True
+    turns: bool = True
     boot_s: float = 0.0
     free: frozenset[str] = frozenset()
 
@@ -117,6 +119,7 @@ class _Start:
         self._control = simpy.Resource(self.env)
         self._thread = simpy.Resource(self.env)
         self._calls = simpy.Resource(self.env, scale.calls or scale.replicas + 1)
+        self._turns = simpy.Container(self.env, init=PER_COPY)
         self._published = self.env.event()
         self._holders: list[_Node] = []  # the registry's node is the first one
         self._led = False
@@ -156,13 +159,9 @@ class _Start:
         self.outcome.ready.append(self.env.now)
 
     def _handed_over(self) -> Steps:
-        ask_s = self._cost("registry", self._take.ask_s)
-        if self._scale.own_calls:
-            yield from self._asked(ask_s)
-        else:
-            with self._calls.request() as call:
-                yield call
-                yield from self._asked(ask_s)
+        with self._calls.request() as call:
+            yield call
+            yield from self._asked(self._cost("registry", self._take.ask_s))
         self._publish()
 
     def _publish(self) -> None:
@@ -183,9 +182,14 @@ class _Start:
         seconds = self._cost("network", self._take.transfer_s * self._scale.artifact_mib)
         if node in self._holders:
             return
+        if self._scale.turns:
+            yield from self._asked(self._cost("registry", self._take.ask_s))
+            yield self._turns.get(1)
         source = self._random.choice(self._holders)
         source.sent_s += seconds
         yield from self._hold(source.link, seconds)
+        if self._scale.turns:
+            self._turns.put(1 + PER_COPY)
         self._holders.append(node)
 
     def _asked(self, seconds: float) -> Steps:

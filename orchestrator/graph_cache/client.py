@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from orchestrator.timeline import EngineFacts, EventLog
 
 _CALL_S = 60.0  # for a call that waits for nothing
 _PUBLISH_S = 300.0  # a slow durable store
+_TURNS_FROM = 4 << 20  # bytes; smaller bundles are everywhere before a turn is asked for
 AOT_FOLDER = Path("torch_compile_cache") / "torch_aot_compile"
 
 
@@ -178,13 +180,28 @@ class GraphCacheClient:
         """The bundle out of the object store, or out of the durable store where it is not (or no longer) there."""
         if answer["ref"]:
             try:
-                return memoryview(np.asarray(ray.get(answer["ref"][0], timeout=_CALL_S)).data), "memory"
+                with self._turn(key, int(answer["header"].get("bytes", 0))):
+                    return memoryview(np.asarray(ray.get(answer["ref"][0], timeout=_CALL_S)).data), "memory"
             except RayError:  # its owner, the registry, is gone or restarted
                 pass
         data = Store(self.settings.store).load(key)
         if data is None:
             raise FileNotFoundError(f"neither the object store nor {self.settings.store} has it")
         return memoryview(data), "store"
+
+    @contextmanager
+    def _turn(self, key: str, size: int) -> Iterator[None]:
+        """Nodes fetch a large bundle in turns, so that it spreads like a tree; none is needed if it does not come."""
+        if size < _TURNS_FROM:
+            yield
+            return
+        ray.get(self.registry.fetch_turn.remote(key, self._who, _CALL_S), timeout=2 * _CALL_S)
+        copied = False
+        try:
+            yield
+            copied = True
+        finally:
+            self.registry.fetched.remote(key, self._who, copied)
 
     def _replace(self, receipt: Receipt) -> Receipt:
         """Ask to publish over an entry that was of no use, so that the next replica is better off."""

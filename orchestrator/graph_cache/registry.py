@@ -15,21 +15,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
 
 from orchestrator.graph_cache import key as keys
 from orchestrator.graph_cache.store import Store
+from orchestrator.graph_cache.turns import Turns
 
 ACTOR_NAME = "graph-registry"
-_LEADERS = "leaders"  # whose calls do not queue behind those of replicas that wait for them
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 logger = logging.getLogger("orchestrator.registry")
-_of_leaders: Callable[[_Method], _Method] = ray.method(concurrency_group=_LEADERS)
 
 
 @dataclass
@@ -43,6 +40,7 @@ class _Entry:
     size: int = 0  # of that bundle
     used: float = 0.0  # when it was last asked for
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    turns: Turns = field(default_factory=Turns)  # to fetch that bundle
 
 
 class Registry:
@@ -94,7 +92,14 @@ class Registry:
         """What a hit has to install, as in `acquire`; None if there is nothing. Nobody leads by asking so."""
         return await self._offer(key, self._entries.setdefault(key, _Entry()))
 
-    @_of_leaders
+    async def fetch_turn(self, key: str, who: str, wait_s: float) -> bool:
+        """Wait until it is this node's turn to fetch a large bundle (see turns.py); False after `wait_s` seconds."""
+        return await self._entries.setdefault(key, _Entry()).turns.take(who, wait_s)
+
+    async def fetched(self, key: str, who: str, copied: bool) -> None:
+        """The end of that turn; `copied`: the object store of `who`'s node has the bundle now."""
+        self._entries.setdefault(key, _Entry()).turns.give_back(who, copied)
+
     def renew(self, key: str, generation: int, who: str) -> bool:
         """Heartbeat of a leader; False once it was replaced, or has led for too long."""
         entry, now = self._led_by(key, generation, who), time.monotonic()
@@ -103,14 +108,12 @@ class Registry:
         entry.lease_until = now + self._lease_s
         return True
 
-    @_of_leaders
     def release(self, key: str, generation: int, who: str) -> None:
         """A leader gives up (its start failed, or nothing can be shared); the next who asks leads."""
         if (entry := self._led_by(key, generation, who)) is not None:
             entry.leader = ""
             entry.changed.set()
 
-    @_of_leaders
     async def publish(self, key: str, generation: int, who: str, header: dict[str, Any], data: Any) -> bool:
         """Take a leader's bundle (bytes, or a NumPy array of them); False, and nothing changed, if it was replaced."""
         entry = self._led_by(key, generation, who)
@@ -130,7 +133,6 @@ class Registry:
         entry.changed.set()
         return entry.ref is not None or kept
 
-    @_of_leaders
     def replace(self, key: str, generation: int, who: str) -> int:
         """Let a replica that compiled although it had restored `generation` publish what it compiled.
 
@@ -195,7 +197,7 @@ class Registry:
         if total > self._max_bytes and entry.header.get("durable"):
             return
         try:
-            entry.ref = ray.put(np.frombuffer(data, dtype=np.uint8))
+            entry.ref, entry.turns = ray.put(np.frombuffer(data, dtype=np.uint8)), Turns()
         except Exception as error:  # the object store is too small: the durable copy serves
             logger.warning("%s is not held in memory: %s", key[:12], error)
 
@@ -223,18 +225,15 @@ class Registry:
 def connect(namespace: str, store_uri: str, lease_s: float, lead_s: float, max_bytes: int) -> Any:
     """The cluster's registry, started if there is none. It uses no CPU of the cluster's and outlives its driver."""
     options = cluster_wide(ACTOR_NAME, namespace)
-    return actor_class().options(**options).remote(store_uri, lease_s, lead_s, max_bytes)
-
-
-def actor_class() -> Any:
-    """Leaders have calls of their own: were all taken by replicas that wait, none could publish (bench=simulate)."""
-    return ray.remote(concurrency_groups={_LEADERS: 100})(Registry)
+    return ray.remote(Registry).options(**options).remote(store_uri, lease_s, lead_s, max_bytes)
 
 
 def cluster_wide(name: str, namespace: str) -> dict[str, Any]:
     """Options of an actor that there is one of, that uses no CPU of the cluster's, and that outlives its maker.
 
-    A Ray Serve replica's actors would land in its placement group, and end with it, were it not for the strategy.
+    A Ray Serve replica's actors would land in its placement group, and end with it, were it not for the strategy. Each
+    replica that waits holds a call: with Ray's default of 1000, as many of them would shut the leader out, and nothing
+    would ever be published (bench=simulate).
     """
     return {
         "name": name,
@@ -244,6 +243,6 @@ def cluster_wide(name: str, namespace: str) -> dict[str, Any]:
         "num_cpus": 0,
         "max_restarts": -1,
         "max_task_retries": 3,
-        "max_concurrency": 1000,
+        "max_concurrency": 100_000,
         "scheduling_strategy": "DEFAULT",
     }

@@ -136,14 +136,14 @@ def test_a_suite_goes_on_after_a_failure_and_makes_one_page(tmp_path: Path) -> N
 
 def test_large_clusters_are_simulated_from_what_is_measured(tmp_path: Path) -> None:
     bench = ["bench=simulate", *FAKE, "bench.rounds=1", "bench.nodes=[2,200]", f"hydra.run.dir={tmp_path}/out"]
-    code, result, err = finish(start("bench", *bench, state=tmp_path), timeout=240)
+    code, _, err = finish(start("bench", *bench, state=tmp_path), timeout=240)
     assert code in (0, 1), err  # how near the model comes is a timing
     data = json.loads((tmp_path / "out" / "bench.json").read_text())
     check_schema("bench", data)
     checks = [row for row in data["rows"] if row["start"] == "checked"]
     assert [row["compiled"] for row in checks] == [1, 1, 1]  # single flight, for 2, 4 and 8 replicas at once
     assert all(row["measured_s"] > 0 and row["simulated_s"] > 0 for row in checks)
-    assert "wait for ever" in result["a_waiting_replica_holds_a_call"]
+    assert {row["without"] for row in data["rows"]} == {"-", "placement", "registry", "network", "install", "turns"}
     assert min(data["summary"]["constants_ms"].values()) >= 0
 
 

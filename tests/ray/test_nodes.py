@@ -19,6 +19,7 @@ from orchestrator import prefetch, zygote
 from orchestrator.graph_cache import registry
 from orchestrator.graph_cache.client import CacheSettings
 from orchestrator.graph_cache.receipt import Outcome
+from orchestrator.graph_cache.registry import Registry
 from tests.ray.test_zygote import PRELOAD
 
 
@@ -44,7 +45,7 @@ def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSe
 
     node = add()
     handle = (
-        registry.actor_class()
+        ray.remote(Registry)
         .options(
             name=registry.ACTOR_NAME,
             namespace=f"there-{tmp_path.name}",

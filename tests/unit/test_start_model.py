@@ -39,12 +39,19 @@ def test_what_costs_nothing_delays_nobody_when_alone(take: Constants, scale: Sca
 MEASURED = Constants(0.001, 0.5, 0.001, 0.01, 0.002, 0.01, 0.005, 20.0, 3.0)
 
 
-def test_replicas_that_wait_keep_a_leader_from_publishing_unless_it_has_calls_of_its_own() -> None:
+def test_replicas_that_wait_keep_a_leader_from_publishing_unless_there_are_calls_for_all() -> None:
     scale = Scale(100, 1100, 1.0, cold=True, calls=1000)
-    assert len(simulate(MEASURED, scale).ready) == 1100
+    assert len(simulate(MEASURED, replace(scale, calls=None)).ready) == 1100
     with pytest.raises(ValueError, match="wait for ever"):
-        simulate(MEASURED, replace(scale, own_calls=False))
-    assert len(simulate(MEASURED, replace(scale, replicas=900, own_calls=False)).ready) == 900
+        simulate(MEASURED, scale)
+    assert len(simulate(MEASURED, replace(scale, replicas=900)).ready) == 900
+
+
+def test_in_turns_large_graphs_spread_like_a_tree() -> None:
+    scale = Scale(256, 256, 100.0)  # 0.2 s for each transfer
+    turns, none = simulate(MEASURED, scale), simulate(MEASURED, replace(scale, turns=False))
+    assert none.last_s > 250 * 0.2  # one after the other
+    assert turns.last_s < none.last_s - 40
 
 
 def test_only_a_nodes_first_replica_fetches() -> None:
