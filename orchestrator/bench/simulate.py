@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ RESOURCES = ("placement", "registry", "network", "install")
 _NODES = 4  # Ray nodes, all on this machine
 _CHECKED = (2, 4, 8)  # replicas
 _MIB = 16  # of graphs, in the checks
+_DISK = "ORCHESTRATOR_BENCH_DISK"  # each node has its own
 _OFF = 0.2  # how far the model may be from what was measured
 
 
@@ -82,18 +84,21 @@ def _nodes(app: AppConfig) -> Iterator[AppConfig]:
     cell = deepcopy(app)
     cell.engine.kind, cell.cluster.kind = EngineKind.fake, ClusterKind.existing
     cell.engine.extra = {"fake_compile_s": 1.0, "fake_mib": _MIB}
+    cell.graph_cache.node_folder = f"${_DISK}"
     nodes = {"num_cpus": max(_CHECKED), "object_store_memory": 256 << 20}
     # no worker waits ready: each replica pays for its own process, as it does in a cluster that others use too
     settings = {"prestart_worker_first_driver": False, "enable_worker_prestart": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**nodes, "_system_config": settings})
-    try:
-        for _ in range(_NODES - 1):
-            cluster.add_node(**nodes)
-        cluster.wait_for_nodes()
-        cell.cluster.address = cluster.address
-        yield cell
-    finally:
-        cluster.shutdown()
+    with tempfile.TemporaryDirectory(prefix="orchestrator-nodes-") as disks:
+        disk = [{"env_vars": {_DISK: f"{disks}/{i}"}} for i in range(_NODES)]
+        cluster = Cluster(initialize_head=True, head_node_args={**nodes, **disk[0], "_system_config": settings})
+        try:
+            for own in disk[1:]:
+                cluster.add_node(**nodes, **own)
+            cluster.wait_for_nodes()
+            cell.cluster.address = cluster.address
+            yield cell
+        finally:
+            cluster.shutdown()
 
 
 def _constants(session: run.Session, app: AppConfig) -> Constants:

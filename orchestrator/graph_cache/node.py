@@ -34,12 +34,12 @@ class NodeCopies:
     """The installed bundles of this node.
 
     Args:
-        folder: where they are; made with mode 0700.
+        folder: where they are; made with mode 0700. `~` and `$NAME` are read on the node.
         max_bytes: how much they may hold together.
     """
 
     def __init__(self, folder: str, max_bytes: int) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(os.path.expandvars(folder)).expanduser()
         self.max_bytes = max_bytes
 
     def link(self, name: str, root: Path, fetch: Callable[[], memoryview], limits: bundle.Limits) -> bool:
