@@ -12,8 +12,9 @@ from typing import Any
 
 
 def command() -> str:
-    """How this process was called."""
-    return shlex.join([Path(sys.executable).name, *sys.argv])
+    """How this process was called, without where its outputs went."""
+    arguments = [a for a in sys.argv if not a.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
+    return shlex.join([Path(sys.executable).name, *arguments])
 
 
 def machine() -> dict[str, Any]:
