@@ -75,7 +75,7 @@ class GraphCacheConfig:
     max_artifact_mib: int = 2048
     max_files: int = 20000
     max_served_mib: int = 1024  # of the object store, for what the registry serves
-    node_folder: str = "${state_dir}/installed"  # a node's replicas share what is installed here; `$NAME` is the node's own
+    node_folder: str = "${state_dir}/installed"  # shared by a node's replicas; `$NAME` is the node's own
     max_node_mib: int = 4096
 
 
