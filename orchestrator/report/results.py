@@ -15,7 +15,7 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     parts = [
         "# Results",
         "",
-        "Generated from the JSON of benchmarks; `python jobs/report.py results` writes it anew.",
+        "Generated from the JSON of benchmarks; `python jobs/report.py --results docs/results` writes it anew.",
         "",
     ]
     for name, data in found.items():
@@ -33,12 +33,28 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _table(summary: Mapping[str, Any]) -> list[str]:
     lines = ["| what | value |", "|---|---|"]
+    columns = _columns(summary)
     for name, value in summary.items():
+        if name in columns:
+            continue
         if isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values()) and value:
             lines += [f"| {name}, {part} | {_text(v)} |" for part, v in value.items()]
         else:
             lines.append(f"| {name} | {_text(value)} |")
+    if columns:
+        lines += ["", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        for row in summary[columns[0]]:
+            cells = (_text(summary[column].get(row, "")) for column in columns)
+            lines.append(f"| {row} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _columns(summary: Mapping[str, Any]) -> list[str]:
+    """Figures of the same things, which make one table: a row for each thing."""
+    several = {name: set(v) for name, v in summary.items() if isinstance(v, Mapping) and len(v) > 3}
+    first = next(iter(several.values()), set())
+    same = [name for name, things in several.items() if things <= first]
+    return same if len(same) > 1 else []
 
 
 def _text(value: Any) -> str:
