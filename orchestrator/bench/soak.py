@@ -30,7 +30,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     summary = {**killed, **waves}
     ok = not killed["ends"].get("hung") and not killed["ends"].get("cut") and killed["recovered"] >= 0.9
     ok = ok and killed["replacement"] == "hit" and waves["changes"] <= 2 * app.bench.rounds
-    return BenchResult("soak", summary, [{k: str(v) for k, v in summary.items()}], environment.machine(), ok)
+    return BenchResult("soak", summary, [summary], environment.machine(), ok)
 
 
 def _killed(app: AppConfig, say: Say) -> dict[str, Any]:
