@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from orchestrator.report import results
 
@@ -49,6 +51,13 @@ def test_results_have_their_schema_and_went_well(file: Path) -> None:
     found = json.loads(file.read_text())
     jsonschema.validate(found, json.loads((ROOT / "docs" / "schemas" / "bench.json").read_text()))
     assert found["ok"]
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_one_command_reproduces_every_result(file: Path) -> None:
+    suite = yaml.safe_load((ROOT / "conf" / "bench" / "all.yaml").read_text())["suite"]
+    overrides = shlex.split(json.loads(file.read_text())["command"])[2:]
+    assert set(overrides) in [set(run["run"]) for run in suite]
 
 
 def test_the_page_of_results_is_made_from_them() -> None:
