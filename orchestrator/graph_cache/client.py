@@ -24,7 +24,7 @@ from orchestrator.timeline import EngineFacts, EventLog
 
 _CALL_S = 60.0  # for a call that waits for nothing
 _PUBLISH_S = 300.0  # a slow durable store
-_TURNS_FROM = 4 << 20  # bytes; smaller bundles are everywhere before a turn is asked for
+_TURNS_FROM = 1 << 20  # bytes; smaller bundles are everywhere before a turn is asked for
 AOT_FOLDER = Path("torch_compile_cache") / "torch_aot_compile"
 
 
