@@ -35,22 +35,35 @@ def install() -> None:
     def aot_compile_hash_factors(vllm_config: Any) -> list[str]:
         if kv_update_mode(vllm_config) is None:
             return original(vllm_config)
-        with _placement_left_out(vllm_config.model_config):
+        with _placement_left_out(), _folder_left_out(vllm_config.model_config):
             return original(vllm_config)
 
     caching.aot_compile_hash_factors = aot_compile_hash_factors
 
 
 @contextmanager
-def _placement_left_out(model: Any) -> Iterator[None]:
+def _placement_left_out() -> Iterator[None]:
     from vllm import envs
 
-    factors, before = envs.compile_factors, dict(model.__dict__)
+    factors = envs.compile_factors
 
     def compile_factors() -> dict[str, object]:
         return {name: value for name, value in factors().items() if name not in PLACEMENT_ONLY}
 
     envs.compile_factors = compile_factors
+    try:
+        yield
+    finally:
+        envs.compile_factors = factors
+
+
+@contextmanager
+def _folder_left_out(model: Any) -> Iterator[None]:
+    """A model folder counts by its `config.json`. There is no model where a single module is compiled by itself."""
+    if model is None:
+        yield
+        return
+    before = dict(model.__dict__)
     try:
         if (config := Path(model.model) / "config.json").is_file():
             model.__dict__["model"] = hashlib.sha256(config.read_bytes()).hexdigest()  # past pydantic's validation
@@ -58,7 +71,6 @@ def _placement_left_out(model: Any) -> Iterator[None]:
             yield
     finally:
         model.__dict__.update(before)
-        envs.compile_factors = factors
 
 
 @contextmanager
