@@ -195,7 +195,7 @@ class GraphCacheClient:
         if size < _TURNS_FROM:
             yield
             return
-        ray.get(self.registry.fetch_turn.remote(key, self._who, _CALL_S), timeout=2 * _CALL_S)
+        ray.get(self.registry.fetch_turn.remote(key, self._who, _CALL_S), timeout=_CALL_S + 30)
         copied = False
         try:
             yield

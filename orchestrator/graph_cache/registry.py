@@ -93,12 +93,17 @@ class Registry:
         return await self._offer(key, self._entries.setdefault(key, _Entry()))
 
     async def fetch_turn(self, key: str, who: str, wait_s: float) -> bool:
-        """Wait until it is this node's turn to fetch a large bundle (see turns.py); False after `wait_s` seconds."""
-        return await self._entries.setdefault(key, _Entry()).turns.take(who, wait_s)
+        """Wait until it is this node's turn to fetch a large bundle (see turns.py); False after `wait_s` seconds.
+
+        A key that is not known (after a restart) gets no entry by this: it would take a leader's word from it.
+        """
+        entry = self._entries.get(key)
+        return entry is not None and await entry.turns.take(who, wait_s)
 
     async def fetched(self, key: str, who: str, copied: bool) -> None:
         """The end of that turn; `copied`: the object store of `who`'s node has the bundle now."""
-        self._entries.setdefault(key, _Entry()).turns.give_back(who, copied)
+        if (entry := self._entries.get(key)) is not None:
+            entry.turns.give_back(who, copied)
 
     def renew(self, key: str, generation: int, who: str) -> bool:
         """Heartbeat of a leader; False once it was replaced, or has led for too long."""

@@ -1,6 +1,6 @@
 """A pytest plugin for vLLM's own tests: every engine and graph of theirs asks for the KV update that `KV_UPDATE` names.
 
-`make peer` fetches those tests from vLLM's source distribution and runs them with and without it.
+`make peer VLLM_SOURCE=FOLDER` runs those of vLLM's source with and without it.
 """
 
 from __future__ import annotations

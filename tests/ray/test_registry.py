@@ -176,6 +176,17 @@ def test_without_a_durable_store_memory_serves(make, monkeypatch) -> None:
     asyncio.run(run())
 
 
+def test_a_turn_in_a_restarted_registry_does_not_cost_a_leader_its_word(make) -> None:
+    async def run() -> None:
+        registry = make()
+        assert not await registry.fetch_turn("k", "b", 1.0)
+        await registry.fetched("k", "b", True)
+        assert registry.renew("k", 1, "a")  # it led before the restart
+        assert await registry.publish("k", 1, "a", {}, b"graphs")
+
+    asyncio.run(run())
+
+
 def test_any_number_of_waiting_replicas_leaves_room_for_the_leader(cache) -> None:
     """More calls wait than Ray's default lets an actor have open; found by bench=simulate."""
     import ray
