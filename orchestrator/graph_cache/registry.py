@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from orchestrator.actors import cluster_wide
 from orchestrator.graph_cache import key as keys
 from orchestrator.graph_cache.store import Store
 from orchestrator.graph_cache.turns import Turns
@@ -231,23 +232,3 @@ def connect(namespace: str, store_uri: str, lease_s: float, lead_s: float, max_b
     """The cluster's registry, started if there is none. It uses no CPU of the cluster's and outlives its driver."""
     options = cluster_wide(ACTOR_NAME, namespace)
     return ray.remote(Registry).options(**options).remote(store_uri, lease_s, lead_s, max_bytes)
-
-
-def cluster_wide(name: str, namespace: str) -> dict[str, Any]:
-    """Options of an actor that there is one of, that uses no CPU of the cluster's, and that outlives its maker.
-
-    A Ray Serve replica's actors would land in its placement group, and end with it, were it not for the strategy. Each
-    replica that waits holds a call: with Ray's default of 1000, as many of them would shut the leader out, and nothing
-    would ever be published (bench=simulate).
-    """
-    return {
-        "name": name,
-        "namespace": namespace,
-        "get_if_exists": True,
-        "lifetime": "detached",
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_task_retries": 3,
-        "max_concurrency": 100_000,
-        "scheduling_strategy": "DEFAULT",
-    }

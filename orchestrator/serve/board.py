@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.graph_cache import registry
+from orchestrator.actors import cluster_wide
 
 _NAME = "status-board"
 _FORGET_S = 60.0  # a replica that has not been heard of for so long is gone
@@ -35,4 +35,4 @@ class Board:
     @staticmethod
     def connect(namespace: str) -> Any:
         """The cluster's board, started if there is none; it uses no CPU of the cluster's."""
-        return ray.remote(Board).options(**registry.cluster_wide(_NAME, namespace)).remote()
+        return ray.remote(Board).options(**cluster_wide(_NAME, namespace)).remote()
