@@ -14,7 +14,8 @@ from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
 from orchestrator.errors import OrchestratorError
 from orchestrator.run import Say
-from orchestrator.serve.job import model_states, serving
+from orchestrator.serve.controller import model_states
+from orchestrator.serve.job import serving
 
 _POLL_S = 0.05
 _CLIENTS = 3

@@ -17,7 +17,8 @@ from orchestrator.bench.result import BenchResult
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
 from orchestrator.run import Say
-from orchestrator.serve.job import Service, model_states, serving
+from orchestrator.serve.controller import model_states
+from orchestrator.serve.job import Service, serving
 
 _WINDOW_S = 10.0
 _WAVE_S = 20.0

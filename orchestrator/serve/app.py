@@ -25,7 +25,7 @@ from orchestrator.serve.gate import read_keys
 from orchestrator.serve.server import Server
 
 PRELOAD = "orchestrator.serve.preloaded"
-_FRONT_S = 15.0  # the ingress outlives the replicas, to say why a stream ended
+FRONT_S = 15.0  # the ingress outlives the replicas, to say why a stream ended
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -77,7 +77,7 @@ def build(app: AppConfig, folders: dict[str, str]) -> Any:
     options: dict[str, Any] = {"num_cpus": 0, **_runtime_env(app)}
     return serve.deployment(
         front, name="ingress", num_replicas=1, max_ongoing_requests=10_000, ray_actor_options=options,
-        graceful_shutdown_timeout_s=app.serve.drain_s + _FRONT_S,
+        graceful_shutdown_timeout_s=app.serve.drain_s + FRONT_S,
     ).bind(
         {llm.model_id: build_llm_deployment(llm, name_prefix="model:") for llm in llms},
         {llm.model_id: to_model_metadata(llm.model_id, llm) for llm in llms},

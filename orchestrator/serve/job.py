@@ -19,9 +19,11 @@ from orchestrator.config import AppConfig, ClusterKind
 from orchestrator.errors import ServeError
 from orchestrator.run import Say
 from orchestrator.serve import app as application
+from orchestrator.serve import controller
 from orchestrator.serve.board import Board
 
 _POLL_S = 0.5
+_MARGIN_S = 30.0  # for what ends after its deadline
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
             yield Service(f"http://{app.serve.host}:{app.serve.port}", tuple(folders), ready_s)
         finally:
             say("serve", f"draining, for {app.serve.drain_s:g} s at most")
-            serve.delete(app.serve.name)
+            controller.remove(app.serve.name, app.serve.drain_s + application.FRONT_S + _MARGIN_S)
             if app.cluster.kind is ClusterKind.local:
-                serve.shutdown()
+                controller.ask(serve.shutdown)
 
 
 def execute(app: AppConfig, say: Say) -> dict[str, Any]:
@@ -95,28 +97,13 @@ def _deploy(app: AppConfig, made: Any, say: Say) -> float:
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_S)
-        for name, deployment in _deployments(app.serve.name).items():
+        for name, deployment in controller.deployments(app.serve.name).items():
             states = " ".join(f"{state.lower()} {n}" for state, n in deployment.replica_states.items() if n)
             say(name, states or deployment.status.lower())
     if failed:
         detail = " ".join(str(failed[0]).split())
-        raise ServeError(f"The application did not come up: {_reason(app.serve.name) or detail}"[:1000])
+        raise ServeError(f"The application did not come up: {controller.reason(app.serve.name) or detail}"[:1000])
     return time.monotonic() - began
-
-
-def model_states(name: str) -> dict[str, int]:
-    """How many replicas are in which state (STARTING, RUNNING, ...), where one model is served."""
-    (found,) = [d.replica_states for deployment, d in _deployments(name).items() if deployment != "ingress"]
-    return {str(state): n for state, n in found.items()}
-
-
-def _deployments(name: str) -> dict[str, Any]:
-    found = serve.status().applications.get(name)
-    return dict(found.deployments) if found else {}
-
-
-def _reason(name: str) -> str:
-    return " ".join(" ".join(d.message.split()) for d in _deployments(name).values() if d.message)
 
 
 def _greet(app: AppConfig, service: Service, say: Say) -> None:
@@ -137,8 +124,5 @@ def _greet(app: AppConfig, service: Service, say: Say) -> None:
 def _until_interrupted(name: str) -> None:
     while True:
         time.sleep(1.0)
-        status = serve.status().applications[name].status
-        if status in ("DEPLOY_FAILED", "NOT_STARTED"):
-            raise ServeError(f"The application failed: {_reason(name)}"[:1000])
-        if not ray.is_initialized():
-            raise ServeError("Ray is gone.")
+        if controller.status(name) in ("DEPLOY_FAILED", "NOT_STARTED"):
+            raise ServeError(f"The application failed: {controller.reason(name)}"[:1000])

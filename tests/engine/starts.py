@@ -1,7 +1,9 @@
-"""Run in a process of its own: start one model several times, in several modes, and say what each start did.
+"""Start models several times, in several modes, and say what each start did; each request in a fork of its own.
 
-python -m tests.engine.starts '{"model": ..., "starts": [{"mode": "stock" | a kv_update mode, "cache": folder}, ...]}'
-Prints one JSON line: for each start the tokens, a digest of every layer's KV cache, and vLLM's own counters.
+python -m tests.engine.starts reads requests, a JSON line each:
+{"model": ..., "environment": {...}, "starts": [{"mode": "stock" | a kv_update mode, "cache": folder}, ...]}
+and prints for each start the tokens, a digest of every layer's KV cache, and vLLM's own counters. vLLM is imported
+once, before the forks.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ import gc
 import hashlib
 import json
 import os
+import signal
 import sys
 from typing import Any
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for kv_digests, with several ranks
+_DEADLINE_S = 300
 PROMPTS = ["The capital of France is", "def main(argument):", "Hello, my name is", "0 1 2 3 4 5 6 7 8 9 10"]
 
 
@@ -97,16 +101,29 @@ def plant_wrong_order() -> None:
     )
 
 
-def main() -> None:
-    wanted = json.loads(sys.argv[1])
+def serve() -> None:
+    import orchestrator.engine.preloaded  # noqa: F401
+    from orchestrator.engine import preload
+
+    preload.inspect_models_here()
+    for line in sys.stdin:
+        if (pid := os.fork()) == 0:
+            signal.alarm(_DEADLINE_S)
+            answer(**json.loads(line))
+            os._exit(0)
+        print(f"\nENDED {os.waitpid(pid, 0)[1]}", flush=True)
+
+
+def answer(model: str, environment: dict[str, str], starts: list[dict[str, Any]]) -> None:
+    os.environ |= environment
     found = []
-    for one in wanted["starts"]:
+    for one in starts:
         try:
-            found.append(start(wanted["model"], **one))
+            found.append(start(model, **one))
         except Exception as error:
             found.append({"error": f"{type(error).__name__}: {error}"})
-    print("STARTS " + json.dumps(found), flush=True)
+    print("\nSTARTS " + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve()

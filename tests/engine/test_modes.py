@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -16,20 +19,36 @@ from orchestrator import models
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def starts(model: str, *wanted: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "tests.engine.starts", json.dumps({"model": model, "starts": list(wanted)})]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("STARTS ")]
-    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads(lines[0].removeprefix("STARTS "))
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.engine.starts"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True, process_group=0)
+    yield process
+    process.stdin.close()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def starts(server: subprocess.Popen[str]):
+    """Ask for starts of a model; they run in one process, which is a fork for this request."""
+
+    def ask(model: str, *wanted: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+        request = {"model": model, "environment": environment, "starts": wanted}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        said: list[str] = []
+        for line in server.stdout:
+            said.append(line)
+            if line.startswith("ENDED "):
+                break
+        found = [line for line in said if line.startswith("STARTS ")]
+        assert found, "".join(said[-40:])
+        return json.loads(found[0].removeprefix("STARTS "))
+
+    return ask
 
 
 # Unique artifacts do not depend on depth: first piece, last piece, and one for each kind of layer between.
@@ -45,7 +64,7 @@ def starts(model: str, *wanted: dict[str, Any], **environment: str) -> list[dict
     ],
 )
 def test_tokens_and_kv_bytes_are_stocks_cold_and_warm(
-    name: str, artifacts: int, make_app, state: str, tmp_path: Path
+    name: str, artifacts: int, starts, make_app, state: str, tmp_path: Path
 ) -> None:
     model = models.resolve(make_app(f"model={name}").model, state)
     ours = {"mode": "layer_index", "cache": f"{tmp_path}/ours"}
@@ -61,7 +80,7 @@ def test_tokens_and_kv_bytes_are_stocks_cold_and_warm(
     assert (warm["loaded"], warm["compiled"]) == (1, 0)
 
 
-def test_layers_that_share_a_kv_cache(make_app, state: str, tmp_path: Path) -> None:
+def test_layers_that_share_a_kv_cache(starts, make_app, state: str, tmp_path: Path) -> None:
     """Gemma 3n: the last layers never update. KV bytes are `split`'s; stock's whole graph rounds elsewhere."""
     model = models.resolve(make_app("model=tiny_gemma3n").model, state)
     stock, split, cold, warm = starts(
@@ -74,7 +93,7 @@ def test_layers_that_share_a_kv_cache(make_app, state: str, tmp_path: Path) -> N
     assert (cold["loaded"], cold["compiled"], warm["loaded"], warm["compiled"]) == (0, 1, 1, 0)
 
 
-def test_tensor_parallel_ranks_say_and_store_what_stocks_do(make_app, state: str, tmp_path: Path) -> None:
+def test_tensor_parallel_ranks_say_and_store_what_stocks_do(starts, make_app, state: str, tmp_path: Path) -> None:
     model = models.resolve(make_app("model=tiny_llama").model, state)
     ours = {"mode": "layer_index", "cache": f"{tmp_path}/ours", "ranks": 2}
     stock = {"mode": "stock", "cache": f"{tmp_path}/stock", "ranks": 2}
@@ -86,7 +105,7 @@ def test_tensor_parallel_ranks_say_and_store_what_stocks_do(make_app, state: str
         assert found["kv"] == stock["kv"]
 
 
-def test_modes_do_not_share_a_cache_and_the_guard_raises(make_app, state: str, tmp_path: Path) -> None:
+def test_modes_do_not_share_a_cache_and_the_guard_raises(starts, make_app, state: str, tmp_path: Path) -> None:
     model = models.resolve(make_app("model=tiny_llama").model, state)
     cache = f"{tmp_path}/one"
     kinds = ["layer_index", "layer_name", "split", "inline"]

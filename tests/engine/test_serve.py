@@ -20,7 +20,7 @@ import pytest
 
 from tests.engine.conftest import shared_memory
 from tests.engine.test_forked_replicas import forkserver_of
-from tests.engine.test_sharing import ROOT, engine_processes
+from tests.engine.test_sharing import ROOT, end, engine_processes
 
 MODEL = "smollm2_135m"
 KEY = "sk-test"
@@ -77,9 +77,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         made.wait_for(lambda: any("ready after" in line for line in made.output), 300, "not ready")
         yield made
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=120)
+        end(process)
         reader.join(timeout=10)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import httpx
 import yaml
 
-from tests.engine.test_sharing import ROOT, engine_processes
+from tests.engine.test_sharing import ROOT, end, engine_processes
 
 BODY = {"prompt": "one", "max_tokens": 2, "temperature": 0}
 
@@ -48,8 +47,7 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path) -> No
         assert "tiny_llama" in page
         assert "tiny_qwen3" in page
     finally:
-        service.send_signal(signal.SIGINT)
-        service.wait(timeout=120)
+        end(service)
     assert engine_processes() == []
 
 
@@ -96,17 +94,20 @@ def test_the_callback_alone_shares_graphs_in_an_application_of_rays(make_app, st
         program = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True
         )
-        assert program.stdin
-        assert program.stdout
-        texts = []
-        for turn in range(2):
-            assert program.stdout.readline() == f"SERVING {turn}\n", log.read_text()[-3000:]
-            url = f"http://127.0.0.1:{port}/{turn}/v1/completions"
-            texts.append(httpx.post(url, json={"model": "tiny", **BODY}, timeout=60).json()["choices"][0]["text"])
-            program.stdin.write("\n")
-            program.stdin.flush()
-        assert program.stdout.readline() == "ENTRIES 1\n", log.read_text()[-3000:]
-        assert program.wait(timeout=120) == 0
+        try:
+            assert program.stdin
+            assert program.stdout
+            texts = []
+            for turn in range(2):
+                assert program.stdout.readline() == f"SERVING {turn}\n", log.read_text()[-3000:]
+                url = f"http://127.0.0.1:{port}/{turn}/v1/completions"
+                texts.append(httpx.post(url, json={"model": "tiny", **BODY}, timeout=60).json()["choices"][0]["text"])
+                program.stdin.write("\n")
+                program.stdin.flush()
+            assert program.stdout.readline() == "ENTRIES 1\n", log.read_text()[-3000:]
+            assert program.wait(timeout=120) == 0
+        finally:
+            end(program)
     assert texts[0] == texts[1]
     said = log.read_text()
     assert "graph cache compiled" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,19 @@ def job(*arguments: str, timeout: float = 600, cache: str | None = "per_run") ->
     last = done.stdout.strip().splitlines()[-1:] or [""]
     assert last[0].startswith("RESULT "), done.stdout + done.stderr
     return done.returncode, json.loads(last[0].removeprefix("RESULT ")), done.stderr
+
+
+def end(service: subprocess.Popen) -> None:
+    """Ctrl-C; killed, and its processes with it, where that does not help: the next test gets the machine back."""
+    if service.poll() is None:
+        service.send_signal(signal.SIGINT)
+        try:
+            service.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            children = psutil.Process(service.pid).children(recursive=True)
+            for process in [*children, service]:
+                process.kill()
+            raise
 
 
 def engine_processes() -> list[str]:

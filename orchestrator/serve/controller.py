@@ -1,0 +1,98 @@
+"""Ray Serve's controller, asked with a deadline: Serve's own calls wait for ever where its node is gone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+from ray import serve
+
+from orchestrator.errors import ServeError
+
+T = TypeVar("T")
+_PATIENCE_S = 60.0  # a controller that was killed is back, with its state, in a few seconds
+_LOOK_S = 1.0
+_HINT = "Ray's own account is in /tmp/ray/session_latest/logs/raylet.out."
+
+
+def ask(call: Callable[[], T], seconds: float = _PATIENCE_S) -> T:
+    """What `call` returns.
+
+    Raises:
+        ServeError: no node of the cluster is alive any more, or there is no answer after that many seconds.
+    """
+    answer: list[T] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answer.append(call())
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + seconds
+    while thread.is_alive():
+        thread.join(_LOOK_S)
+        if thread.is_alive() and not any(node["Alive"] for node in ray.nodes()):
+            raise ServeError("The Ray cluster is lost: none of its nodes is alive.", hint=_HINT)
+        if thread.is_alive() and time.monotonic() > deadline:
+            raise ServeError(f"Ray Serve's controller does not answer; waited for {seconds:g} s.")
+    if failed:
+        raise failed[0]
+    return answer[0]
+
+
+def status(name: str) -> str:
+    """An application's state, as Ray Serve calls it: DEPLOYING, RUNNING, ..., NOT_STARTED where there is none.
+
+    Raises:
+        ServeError: see `ask`.
+    """
+    found = ask(serve.status).applications.get(name)
+    return str(found.status.value) if found else "NOT_STARTED"
+
+
+def deployments(name: str) -> dict[str, Any]:
+    """An application's deployments, as `serve.status` has them.
+
+    Raises:
+        ServeError: see `ask`.
+    """
+    found = ask(serve.status).applications.get(name)
+    return dict(found.deployments) if found else {}
+
+
+def model_states(name: str) -> dict[str, int]:
+    """How many replicas are in which state (STARTING, RUNNING, ...), where one model is served.
+
+    Raises:
+        ServeError: see `ask`.
+    """
+    (found,) = [d.replica_states for deployment, d in deployments(name).items() if deployment != "ingress"]
+    return {str(state): n for state, n in found.items()}
+
+
+def reason(name: str) -> str:
+    """What the deployments say of themselves, in a line."""
+    return " ".join(" ".join(d.message.split()) for d in deployments(name).values() if d.message)
+
+
+def remove(name: str, seconds: float) -> None:
+    """Delete an application, and wait until its replicas have drained.
+
+    `serve.delete` waits for 60 seconds, whatever the deployments' own deadlines are.
+
+    Raises:
+        ServeError: it is still there after that many seconds, or see `ask`.
+    """
+    ask(lambda: serve.delete(name, _blocking=False))
+    deadline = time.monotonic() + seconds
+    while status(name) != "NOT_STARTED":
+        if time.monotonic() > deadline:
+            raise ServeError(f"The application {name} is not gone after {seconds:g} s.")
+        time.sleep(_LOOK_S / 4)

@@ -1,0 +1,35 @@
+"""Ray Serve's controller when its node dies: a question ends with an error, where Serve's own calls wait for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+LOST = """
+import psutil, ray
+from ray import serve
+from orchestrator.errors import ServeError
+from orchestrator.serve import controller
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+serve.start(proxy_location="Disabled")
+assert (controller.status("none"), controller.deployments("none")) == ("NOT_STARTED", {})
+(raylet,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "raylet"]
+raylet.kill()
+for call in (lambda: [controller.status("none") for _ in range(10**9)], lambda: controller.remove("none", 60.0)):
+    try:
+        call()
+    except ServeError as error:
+        print(error)
+ray.shutdown()
+"""
+
+
+def test_a_lost_cluster_ends_every_question() -> None:
+    health = {"RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOST], env={**os.environ, **health}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The Ray cluster is lost: none of its nodes is alive.") == 2
