@@ -8,9 +8,7 @@ from typing import Any
 def cluster_wide(name: str, namespace: str) -> dict[str, Any]:
     """Options of an actor that there is one of, that uses no CPU of the cluster's, and that outlives its maker.
 
-    A Ray Serve replica's actors would land in its placement group, and end with it, were it not for the strategy. Each
-    replica that waits holds a call: with Ray's default of 1000, as many of them would shut the leader out, and nothing
-    would ever be published (bench=simulate).
+    A Ray Serve replica's actors would land in its placement group, and end with it, were it not for the strategy.
     """
     return {
         "name": name,
@@ -20,6 +18,5 @@ def cluster_wide(name: str, namespace: str) -> dict[str, Any]:
         "num_cpus": 0,
         "max_restarts": -1,
         "max_task_retries": 3,
-        "max_concurrency": 100_000,
         "scheduling_strategy": "DEFAULT",
     }

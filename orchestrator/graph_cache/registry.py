@@ -27,6 +27,9 @@ from orchestrator.graph_cache.store import Store
 from orchestrator.graph_cache.turns import Turns
 
 ACTOR_NAME = "graph-registry"
+# Each replica that waits holds a call: with Ray's default of 1000, as many of them would shut the leader out, and
+# nothing would ever be published (bench=simulate). An actor without async methods would get as many threads.
+_CALLS = 100_000
 logger = logging.getLogger("orchestrator.registry")
 
 
@@ -230,5 +233,5 @@ class Registry:
 
 def connect(namespace: str, store_uri: str, lease_s: float, lead_s: float, max_bytes: int) -> Any:
     """The cluster's registry, started if there is none. It uses no CPU of the cluster's and outlives its driver."""
-    options = cluster_wide(ACTOR_NAME, namespace)
+    options = cluster_wide(ACTOR_NAME, namespace) | {"max_concurrency": _CALLS}
     return ray.remote(Registry).options(**options).remote(store_uri, lease_s, lead_s, max_bytes)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
 from orchestrator.graph_cache import registry as module
 from orchestrator.graph_cache.registry import Registry
+from orchestrator.serve.board import Board
 
 
 @pytest.fixture
@@ -201,3 +204,12 @@ def test_any_number_of_waiting_replicas_leaves_room_for_the_leader(cache) -> Non
         assert {answer["outcome"] for answer in answers} == {"hit"}
     finally:
         ray.kill(registry)
+
+
+def test_what_a_cluster_has_one_of_is_small(local_ray: None, tmp_path: Path) -> None:
+    """Ray gives an actor without async methods as many threads as calls at once."""
+    made = [Board.connect("small"), module.connect("small", str(tmp_path), 1.0, 1.0, 1 << 20)]
+    ray.get([made[0].replicas.remote(), made[1].entries.remote()])
+    for actor in made:
+        assert ray.get(actor.__ray_call__.remote(lambda _: psutil.Process().num_threads())) < 200
+        ray.kill(actor)
