@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from orchestrator.config import AppConfig, load
 ROOT = Path(__file__).resolve().parents[1]
 CONF = str(ROOT / "conf")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, and in what we would interrupt
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,6 +23,7 @@ from orchestrator.engine import short_profile
 MODULE = "orchestrator.engine.preloaded"
 # How Inductor learns what the CPU runs: "known" (graphs for this very CPU were restored), "flags" (ask the compiler).
 CPU_PROBE = "ORCHESTRATOR_CPU_PROBE"
+PARALLEL_COMPILE = "ORCHESTRATOR_PARALLEL_COMPILE"  # "1": on all cores of this process
 
 
 class _Process(ForkServerProcess):
@@ -139,6 +140,9 @@ def _adopt_environment() -> None:
     if cores := os.environ.get("GOMP_CPU_AFFINITY", "").split():
         os.sched_setaffinity(0, {int(core) for core in cores})
         torch.set_num_threads(len(cores))
+    if os.environ.get(PARALLEL_COMPILE):
+        # vLLM forbids it, since its workers are daemons, which have no processes of their own; C++ needs threads only
+        inductor.compile_threads = len(os.sched_getaffinity(0))
 
 
 def compiler_takes_flags(isa: Any, code: str) -> bool:

@@ -25,9 +25,24 @@ PROMPTS = ["one", "two three"]
 GREEDY = Sampling(max_tokens=8, ignore_eos=True)
 
 
-def test_the_import_initialises_no_device() -> None:
-    program = "import orchestrator.engine.preloaded, torch; assert not torch.cuda.is_initialized()"
-    subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=True)
+PRELOADED = """
+import os
+import orchestrator.engine.preloaded, torch
+from orchestrator.engine import preload
+from torch._inductor import async_compile
+
+assert not torch.cuda.is_initialized()
+preload._adopt_environment()
+assert async_compile.get_compile_threads() == 1  # vLLM's
+os.environ |= {preload.PARALLEL_COMPILE: "1", "GOMP_CPU_AFFINITY": "0 1"}
+preload._adopt_environment()
+assert async_compile.get_compile_threads() == torch.get_num_threads() == 2
+"""
+
+
+def test_the_import_initialises_no_device_and_a_fork_adopts_its_environment() -> None:
+    done = subprocess.run([sys.executable, "-c", PRELOADED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_loss_is_made_good_by_the_next_start(make_app, state: str, tmp_path: Path) -> None:
