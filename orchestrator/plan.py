@@ -94,7 +94,6 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, heads: tuple[i
             cpu=app.engine.device is Device.cpu,
             preload=not stock and _preloads(app),
             quick_cpu_probe=not stock and _preloads(app) and app.cold_start.quick_cpu_probe,
-            parallel_compile=not stock and _preloads(app) and app.cold_start.parallel_compile,
             short_profile=not stock and _preloads(app) and app.cold_start.short_profile,
         )
         replicas.append(

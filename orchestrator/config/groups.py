@@ -59,7 +59,6 @@ class ColdStartConfig:
     trace_once: bool = True  # Dynamo traces one layer of each kind, and stamps out the others
     share_graphs: bool = True
     quick_cpu_probe: bool = True  # with preload: ask the compiler for its flags, build no programs to see what runs
-    parallel_compile: bool = True  # with preload, on CPU: compile a graph's C++ kernels on all cores of the rank
     short_profile: bool = True  # with preload, on CPU: graphs restored, KV-cache size set: profile a few tokens only
     prefetch_nodes: int = 8  # made ready ahead of replicas: vLLM imported, newest graphs installed; 0: none
     preload: bool = True  # fork replicas and their engine's processes from one process per node that imported vLLM

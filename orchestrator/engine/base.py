@@ -26,7 +26,6 @@ class EngineSpec:
         cpu: it runs on CPU, not on GPUs.
         preload: fork the replica from its node's zygote, which has imported vLLM, and the engine's processes from it.
         quick_cpu_probe: those processes do not build programs to learn what the CPU runs.
-        parallel_compile: those processes compile a graph's kernels at the same time, on all their cores.
         short_profile: those processes profile a few tokens where graphs were restored and the KV-cache size is set.
     """
 
@@ -42,7 +41,6 @@ class EngineSpec:
     cpu: bool = True
     preload: bool = False
     quick_cpu_probe: bool = False
-    parallel_compile: bool = False
     short_profile: bool = False
 
     @property

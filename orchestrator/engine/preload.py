@@ -23,7 +23,6 @@ from orchestrator.engine import short_profile
 MODULE = "orchestrator.engine.preloaded"
 # How Inductor learns what the CPU runs: "known" (graphs for this very CPU were restored), "flags" (ask the compiler).
 CPU_PROBE = "ORCHESTRATOR_CPU_PROBE"
-PARALLEL_COMPILE = "ORCHESTRATOR_PARALLEL_COMPILE"  # "1": on all cores of this process
 
 
 class _Process(ForkServerProcess):
@@ -130,7 +129,8 @@ def _adopt_environment() -> None:
     from torch._inductor.cpu_vec_isa import VecISA
 
     log_as_told()
-    # vLLM's CPU platform sets this in the replica; Inductor read it at import, and it is part of vLLM's cache key
+    # vLLM sets these at its import and in its CPU platform; Inductor read them before; the second is in vLLM's key
+    inductor.compile_threads = inductor.decide_compile_threads()
     inductor.cpp.dynamic_threads = os.environ.get("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "0") == "1"
     probe = {"known": lambda isa, code: True, "flags": compiler_takes_flags}.get(os.environ.get(CPU_PROBE, ""))
     if probe is not None:
@@ -140,9 +140,6 @@ def _adopt_environment() -> None:
     if cores := os.environ.get("GOMP_CPU_AFFINITY", "").split():
         os.sched_setaffinity(0, {int(core) for core in cores})
         torch.set_num_threads(len(cores))
-    if os.environ.get(PARALLEL_COMPILE):
-        # vLLM forbids it, since its workers are daemons, which have no processes of their own; C++ needs threads only
-        inductor.compile_threads = len(os.sched_getaffinity(0))
 
 
 def compiler_takes_flags(isa: Any, code: str) -> bool:

@@ -65,8 +65,6 @@ class Surroundings:
         """
         if self.spec.cpu and self.spec.quick_cpu_probe:
             os.environ[preload.CPU_PROBE] = "known" if restored else "flags"
-        if self.spec.cpu and self.spec.parallel_compile:
-            os.environ[preload.PARALLEL_COMPILE] = "1"
         if self.spec.cpu and self.spec.short_profile and restored:
             os.environ[short_profile.VARIABLE] = "1"
         self._reaper, self._remove = processes.start_reaper(self._marker, remove), remove

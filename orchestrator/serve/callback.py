@@ -99,7 +99,6 @@ class ReplicaStart:
             cpu=llm_config.accelerator_config is not None and llm_config.accelerator_config.kind == "cpu",
             preload=forked,
             quick_cpu_probe=forked and start.quick_cpu_probe,
-            parallel_compile=forked and start.parallel_compile,
             short_profile=forked and start.short_profile,
         )
         Path(spec.cache_root).mkdir(mode=0o700)
