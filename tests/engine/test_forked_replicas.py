@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 import ray
 
 from orchestrator import run
@@ -42,9 +43,14 @@ def test_the_import_initialises_no_device_and_a_fork_adopts_its_environment() ->
     assert done.returncode == 0, done.stderr
 
 
-def test_every_loss_is_made_good_by_the_next_start(make_app, state: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("graphs")
+
+
+def test_every_loss_is_made_good_by_the_next_start(make_app, state: str, graphs: Path, tmp_path: Path) -> None:
     segments = shared_memory()
-    app = make_app("model=tiny_llama", f"graph_cache.store={tmp_path}/graphs", f"state_dir={state}", "replicas=1")
+    app = make_app("model=tiny_llama", f"graph_cache.store={graphs}", f"state_dir={state}", "replicas=1")
     app.graph_cache.node_folder = str(tmp_path / "node")
     make_room(app, 1)
     with run.session(app, lambda who, what: None) as session:
@@ -108,12 +114,12 @@ def _killed_half_way(fleet) -> int:
 
 
 def test_a_preload_module_that_fails_costs_time_not_a_replica(
-    make_app, state: str, tmp_path: Path, monkeypatch
+    make_app, state: str, graphs: Path, tmp_path: Path, monkeypatch
 ) -> None:
     from orchestrator.engine import preload
 
     monkeypatch.setattr(preload, "MODULE", "tests.ray.no_such_module")
-    app = make_app("model=tiny_llama", f"graph_cache.store={tmp_path}/graphs", f"state_dir={state}", "replicas=1")
+    app = make_app("model=tiny_llama", f"graph_cache.store={graphs}", f"state_dir={state}", "replicas=1")
     make_room(app, 1)
     with run.session(app, lambda who, what: None) as session:
         report = session.fleet(app).start_one("replica-0")
