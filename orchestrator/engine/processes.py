@@ -6,7 +6,7 @@ so when the replica itself is killed, which is when nobody else is left to do it
 its parent is gone.
 
 vLLM leaves shared-memory segments behind, even after a clean shutdown: whoever ends a replica's processes also removes
-the segments that these had mapped. Python's resource trackers are spared: they end by themselves.
+those that these had mapped. Python's resource trackers are spared: they end by themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from pathlib import Path
 import psutil
 
 MARKER = "ORCHESTRATOR_REPLICA_ID"
-_SEGMENT = re.compile(r"(/dev/shm/(?:psm|vllm_dist)_\S+)")
+_SEGMENT = re.compile(r"(/dev/shm/(?:psm_|vllm_dist_|sem\.mp-)\S+)")
+# A grandchild, with standard error as its only stream
+_DETACH = '"$@" >&2 </dev/null & echo $!'
 
 
 def new_marker(replica: str, *, forked: bool) -> str:
@@ -55,13 +57,14 @@ def shared_segments(marker: str) -> set[Path]:
     return found
 
 
-def remove_segments(segments: set[Path]) -> None:
-    """Remove segments, except those that a process still has mapped."""
+def remove_segments(segments: set[Path]) -> set[Path]:
+    """Remove segments, except those that a process still has mapped, and return these."""
     used = set()
     for process in psutil.process_iter():
         used |= _mapped(process)
     for segment in segments - used:
         segment.unlink(missing_ok=True)
+    return segments & used
 
 
 def kill_marked(marker: str, *, grace_s: float = 2.0) -> list[int]:
@@ -80,11 +83,15 @@ def kill_marked(marker: str, *, grace_s: float = 2.0) -> list[int]:
     return [process.pid for process in victims]
 
 
-def start_reaper(marker: str, remove: str = "") -> subprocess.Popen[bytes]:
-    """Start the process that, once the caller is gone, kills the marked ones and removes a folder, if one is named."""
+def start_reaper(marker: str, remove: str = "") -> psutil.Process:
+    """Start the process that, once the caller is gone, kills the marked ones and removes a folder, if one is named.
+
+    It is no child of the caller's: a Ray worker kills its children when it exits.
+    """
     environment = {key: value for key, value in os.environ.items() if key not in (MARKER, "LD_PRELOAD")}
     command = [sys.executable, "-m", "orchestrator.engine.processes", str(os.getpid()), marker, remove]
-    return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
+    shell = ["/bin/sh", "-c", _DETACH, "sh", *command]
+    return psutil.Process(int(subprocess.check_output(shell, env=environment, start_new_session=True)))
 
 
 def _reap(parent: int, marker: str, remove: str) -> None:

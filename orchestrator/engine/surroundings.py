@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from orchestrator import timeline
 from orchestrator.engine import preload, processes, short_profile
@@ -15,6 +17,7 @@ from orchestrator.engine.base import EngineSpec
 
 # vLLM may take ten minutes to notice a worker that failed in its start; we give it these seconds.
 GRACE_S = 3.0
+_LONGEST_FOLDER = 70  # for a Unix socket in it, whose path has 107 bytes at most
 
 
 class Surroundings:
@@ -28,7 +31,7 @@ class Surroundings:
         self.spec = spec
         self.events = timeline.EventLog(spec.events_file)
         self._marker = processes.new_marker(spec.replica, forked=spec.preload and preload.available())
-        self._reaper: subprocess.Popen[bytes] | None = None
+        self._reaper: psutil.Process | None = None
         self._remove = ""
         self._segments: set[Path] = set()
         self._deadline = float("inf")
@@ -46,6 +49,8 @@ class Surroundings:
                 "VLLM_LOGGING_CONFIG_PATH": str(logging_file),
             }
         )
+        if len(self.spec.scratch) < _LONGEST_FOLDER:  # vLLM leaves its sockets behind
+            os.environ["VLLM_RPC_BASE_PATH"] = self.spec.scratch
         if self.spec.cpu:
             _bind_threads(int(self.spec.args.get("tensor_parallel_size", 1)))
 
@@ -110,12 +115,12 @@ class Surroundings:
     def end(self, segments: set[Path]) -> None:
         """Kill what is left of the engine, and remove its shared memory."""
         self.kill()
-        processes.remove_segments(segments)
+        left = processes.remove_segments(segments)
         if self._remove:
             shutil.rmtree(self._remove, ignore_errors=True)
-        if self._reaper is not None:  # last, for this process may be cut short at its exit
-            self._reaper.terminate()
-            self._reaper.wait()
+        if self._reaper is not None and not left:  # else it removes, after this process, what this one has mapped
+            with suppress(psutil.NoSuchProcess):
+                self._reaper.terminate()  # last, for this process may be cut short at its exit
             self._reaper = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def state() -> str:
     """Where models are made once; graphs never go there."""
     return STATE
+
+
+def leftovers(temporary: str = tempfile.gettempdir()) -> set[Path]:
+    """What a replica may leave behind: shared memory, semaphores, sockets, and its folder."""
+    shared = [p for p in Path("/dev/shm").iterdir() if p.name.startswith(("psm_", "sem.mp-"))]
+    files = Path(temporary).iterdir()
+    return {*shared, *(p for p in files if p.is_socket() or p.name.startswith("orchestrator-serve-"))}
 
 
 def shared_memory() -> set[str]:

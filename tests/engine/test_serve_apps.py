@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import yaml
 
+from tests.engine.conftest import leftovers
 from tests.engine.test_sharing import ROOT, end, engine_processes
 
 BODY = {"prompt": "one", "max_tokens": 2, "temperature": 0}
@@ -85,7 +86,7 @@ def test_the_callback_alone_shares_graphs_in_an_application_of_rays(make_app, st
     from orchestrator import models
 
     model, port = models.resolve(make_app("model=tiny_llama").model, state), free_port()
-    log = tmp_path / "log"
+    log, before = tmp_path / "log", leftovers()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", CALLBACK_ALONE, model, str(tmp_path / "graphs"), str(port)]
     with log.open("w") as out:
@@ -109,6 +110,7 @@ def test_the_callback_alone_shares_graphs_in_an_application_of_rays(make_app, st
     assert "graph cache compiled" in said
     assert "graph cache hit" in said
     assert engine_processes() == []
+    assert leftovers() <= before
 
 
 def wait_until_served(url: str, service: subprocess.Popen[bytes], log: Path) -> None:

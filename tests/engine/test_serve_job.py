@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.browser import WIDTHS, browser, check_layout, needs_browser
+from tests.engine.conftest import leftovers
 from tests.engine.test_sharing import ROOT
 from tests.ray.test_job_submit import RAY, cluster, free_port, status, submit
 
@@ -23,7 +24,12 @@ REQUESTS = 10_000
 
 
 @pytest.fixture(scope="module")
-def url(cluster: dict[str, str]) -> str:
+def before(cluster: dict[str, str]) -> set[Path]:
+    return leftovers(cluster["TMPDIR"])
+
+
+@pytest.fixture(scope="module")
+def url(before: set[Path], cluster: dict[str, str]) -> str:
     port = free_port()
     overrides = [
         "model=tiny_llama", "cluster=existing", f"graph_cache.store={cluster['STATE']}/graphs", f"serve.port={port}",
@@ -108,7 +114,9 @@ def test_ten_thousand_prompts_with_the_driver_killed_in_the_middle(url: str, tmp
     print(f"{REQUESTS - result['before']} answers in {result['seconds']} s")
 
 
-def test_a_stopped_job_drains_until_its_deadline_and_leaves_nothing(url: str, cluster: dict[str, str]) -> None:
+def test_a_stopped_job_drains_until_its_deadline_and_leaves_nothing(
+    url: str, cluster: dict[str, str], before: set[Path]
+) -> None:
     assert replica_processes()
     assert placement_groups(cluster)
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
@@ -141,6 +149,6 @@ def test_a_stopped_job_drains_until_its_deadline_and_leaves_nothing(url: str, cl
     while status(cluster, "service") not in ("STOPPED", "FAILED", "SUCCEEDED"):
         assert time.monotonic() - began < 90
         time.sleep(0.5)
-    while left := replica_processes() + placement_groups(cluster):
+    while left := [*replica_processes(), *placement_groups(cluster), *(leftovers(cluster["TMPDIR"]) - before)]:
         assert time.monotonic() - began < 120, left
         time.sleep(0.5)

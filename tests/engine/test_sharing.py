@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -41,8 +42,14 @@ def end(service: subprocess.Popen) -> None:
 
 
 def engine_processes() -> list[str]:
-    lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-    return [line for line in lines if any(w in line for w in ("VLLM::", "zygote", "engine.processes", "raylet"))]
+    """What is left after five seconds: reapers end a moment after their replicas."""
+    deadline = time.monotonic() + 5.0
+    while True:
+        lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+        left = [line for line in lines if any(w in line for w in ("VLLM::", "zygote", "engine.processes", "raylet"))]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.2)
 
 
 def test_the_second_replica_loads_and_both_say_what_stock_says(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 
-from orchestrator.engine import Sampling
+from orchestrator.engine import Sampling, processes
 from orchestrator.errors import EngineStartError, OrchestratorError, PlacementError
 from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.replica import Answer
@@ -145,3 +145,24 @@ def test_a_dead_registry_costs_a_compile_not_a_replica(make_fleet, cache) -> Non
         (report,) = fleet.start()
         assert report.receipt.outcome is Outcome.failed
         assert report.facts.compiled == 1
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """An actor with a folder that only its reaper removes."""
+
+    def own(self, folder: str) -> None:
+        processes.start_reaper(processes.new_marker("owner", forked=False), folder)
+
+
+@pytest.mark.parametrize("end", [ray.kill, lambda actor: actor.__ray_terminate__.remote()], ids=["killed", "ended"])
+def test_the_reaper_outlives_a_worker_of_rays(end, local_ray: None, tmp_path: Path) -> None:
+    """Ray's workers kill their children when they exit."""
+    (folder := tmp_path / "folder").mkdir()
+    owner = Owner.remote()
+    ray.get(owner.own.remote(str(folder)))
+    end(owner)
+    deadline = time.monotonic() + 20
+    while folder.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
