@@ -5,8 +5,9 @@ that others can read, it is in the replica's process group. `kill_marked` ends t
 so when the replica itself is killed, which is when nobody else is left to do it: vLLM's EngineCore does not notice that
 its parent is gone.
 
-vLLM leaves shared-memory segments behind, even after a clean shutdown: whoever ends a replica's processes also removes
-those that these had mapped. Python's resource trackers are spared: they end by themselves.
+vLLM leaves shared-memory segments behind, even after a clean shutdown, and Python leaves a killed process's semaphores:
+whoever ends a replica's processes also removes those that these had mapped. Python's resource trackers are spared: they
+end by themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pathlib import Path
 import psutil
 
 MARKER = "ORCHESTRATOR_REPLICA_ID"
-_SEGMENT = re.compile(r"(/dev/shm/(?:psm_|vllm_dist_|sem\.mp-)\S+)")
+_SHARED = "/dev/shm"  # noqa: S108
+_SEGMENT = re.compile(r"(/dev/shm/(?:psm|vllm_dist)_\S+)")
+_SEMAPHORE = re.compile(r"(\d+) +/dev/shm/sem\.")  # its inode; its maker has it under another, deleted name
 # A grandchild, with standard error as its only stream
 _DETACH = '"$@" >&2 </dev/null & echo $!'
 
@@ -118,7 +121,10 @@ def _mapped(process: psutil.Process) -> set[Path]:
         maps = Path(f"/proc/{process.pid}/maps").read_text()
     except OSError:  # it is gone, or not ours to look at
         return set()
-    return {Path(name) for name in _SEGMENT.findall(maps)}
+    found = {Path(name) for name in _SEGMENT.findall(maps)}
+    if inodes := set(map(int, _SEMAPHORE.findall(maps))):
+        found |= {Path(entry) for entry in os.scandir(_SHARED) if entry.inode() in inodes}
+    return found
 
 
 def _is_tracker(process: psutil.Process) -> bool:

@@ -108,7 +108,7 @@ def test_the_callback_alone_shares_graphs_in_an_application_of_rays(make_app, st
     assert len({answer["choices"][0]["text"] for answer in answers}) == 1
     said = log.read_text()
     assert "graph cache compiled" in said
-    assert "graph cache hit" in said
+    assert "graph cache hit" in said or "graph cache waited" in said
     assert engine_processes() == []
     assert leftovers() <= before
 

@@ -81,3 +81,22 @@ def test_segments_go_with_the_last_process_that_maps_them(marker: str) -> None:
     assert name.exists()
     processes.kill_marked(marker, grace_s=0.5)
     assert not name.exists()
+
+
+def test_semaphores_go_with_their_maker(marker: str) -> None:
+    hold = (
+        "import time, multiprocessing\n"
+        "lock = multiprocessing.get_context('spawn').Lock()\n"
+        "print(lock._semlock.name, flush=True)\n"
+        "time.sleep(600)"
+    )
+    environment = {**os.environ, processes.MARKER: marker}
+    holder = subprocess.Popen([sys.executable, "-c", hold], env=environment, stdout=subprocess.PIPE, text=True)
+    name = Path("/dev/shm") / f"sem.{holder.stdout.readline().strip().removeprefix('/')}"
+    assert processes.shared_segments(marker) == {name}
+    processes.remove_segments({name})
+    assert name.exists()
+    (tracker,) = psutil.Process(holder.pid).children()
+    tracker.kill()  # as Ray does
+    processes.kill_marked(marker, grace_s=0.5)
+    assert not name.exists()
