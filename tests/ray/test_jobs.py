@@ -189,11 +189,12 @@ def test_what_a_sweep_lost_is_run_again_and_nothing_else(tmp_path: Path) -> None
 
 
 def test_a_cell_has_a_deadline_and_retries(tmp_path: Path) -> None:
-    cells = ["-m", *FAKE, "replicas=1", "+engine.extra.fake_compile_s=0.1,60", f"hydra.sweep.dir={tmp_path}/out"]
-    code, result, _ = finish(start("sweep", *cells, "sweep.deadline_s=12", "sweep.retries=1", state=tmp_path))
+    cells = ["-m", *FAKE, "replicas=1", "+engine.extra.fake_compile_s=0.1,600", f"hydra.sweep.dir={tmp_path}/out"]
+    sweep = start("sweep", *cells, "sweep.deadline_s=30", "sweep.retries=1", state=tmp_path)
+    code, result, _ = finish(sweep, timeout=300)
     assert code == 1
     assert [cell["ok"] for cell in result["cells"]] == [True, False]
-    assert result["cells"][1]["error"] == "not done within sweep.deadline_s=12"
+    assert result["cells"][1]["error"] == "not done within sweep.deadline_s=30"
     assert json.loads((tmp_path / "out" / "1" / "cell.json").read_text())["attempts"] == 2
 
 
