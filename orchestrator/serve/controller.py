@@ -53,7 +53,7 @@ def status(name: str) -> str:
     Raises:
         ServeError: see `ask`.
     """
-    found = ask(serve.status).applications.get(name)
+    found = _application(name)
     return str(found.status.value) if found else "NOT_STARTED"
 
 
@@ -63,7 +63,7 @@ def deployments(name: str) -> dict[str, Any]:
     Raises:
         ServeError: see `ask`.
     """
-    found = ask(serve.status).applications.get(name)
+    found = _application(name)
     return dict(found.deployments) if found else {}
 
 
@@ -96,3 +96,7 @@ def remove(name: str, seconds: float) -> None:
         if time.monotonic() > deadline:
             raise ServeError(f"The application {name} is not gone after {seconds:g} s.")
         time.sleep(_LOOK_S / 4)
+
+
+def _application(name: str) -> Any:
+    return ask(serve.status).applications.get(name)

@@ -64,6 +64,17 @@ def test_only_marked_processes_are_ended(marker: str) -> None:
         other.wait()
 
 
+def held(program: str, marker: str) -> tuple[subprocess.Popen[str], Path]:
+    """A marked process, and what it maps and has said the name of; that is not removed while it is mapped."""
+    environment = {**os.environ, processes.MARKER: marker}
+    holder = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    name = Path("/dev/shm") / holder.stdout.readline().strip()
+    assert processes.shared_segments(marker) == {name}
+    processes.remove_segments({name})
+    assert name.exists()
+    return holder, name
+
+
 def test_segments_go_with_the_last_process_that_maps_them(marker: str) -> None:
     hold = (
         "import sys, time\n"
@@ -73,12 +84,7 @@ def test_segments_go_with_the_last_process_that_maps_them(marker: str) -> None:
         "print(segment.name, flush=True)\n"
         "time.sleep(600)"
     )
-    environment = {**os.environ, processes.MARKER: marker}
-    holder = subprocess.Popen([sys.executable, "-c", hold], env=environment, stdout=subprocess.PIPE, text=True)
-    name = Path("/dev/shm") / holder.stdout.readline().strip()
-    assert processes.shared_segments(marker) == {name}
-    processes.remove_segments({name})
-    assert name.exists()
+    _, name = held(hold, marker)
     processes.kill_marked(marker, grace_s=0.5)
     assert not name.exists()
 
@@ -87,15 +93,10 @@ def test_semaphores_go_with_their_maker(marker: str) -> None:
     hold = (
         "import time, multiprocessing\n"
         "lock = multiprocessing.get_context('spawn').Lock()\n"
-        "print(lock._semlock.name, flush=True)\n"
+        "print('sem.' + lock._semlock.name.removeprefix('/'), flush=True)\n"
         "time.sleep(600)"
     )
-    environment = {**os.environ, processes.MARKER: marker}
-    holder = subprocess.Popen([sys.executable, "-c", hold], env=environment, stdout=subprocess.PIPE, text=True)
-    name = Path("/dev/shm") / f"sem.{holder.stdout.readline().strip().removeprefix('/')}"
-    assert processes.shared_segments(marker) == {name}
-    processes.remove_segments({name})
-    assert name.exists()
+    holder, name = held(hold, marker)
     (tracker,) = psutil.Process(holder.pid).children()
     tracker.kill()  # as Ray does
     processes.kill_marked(marker, grace_s=0.5)
