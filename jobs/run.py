@@ -6,4 +6,4 @@ python jobs/run.py model=smollm2_135m
 from orchestrator.jobs import main
 
 if __name__ == "__main__":
-    main()
+    main("run")

@@ -3,11 +3,7 @@
 python jobs/sweep.py -m model=smollm2_135m,tiny_llama fast_cold_start=true,false
 """
 
-import sys
-
 from orchestrator.jobs import main
 
 if __name__ == "__main__":
-    if not {"-m", "--multirun"} & set(sys.argv):
-        sys.argv.append("-m")
-    main()
+    main("sweep")

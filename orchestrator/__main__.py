@@ -1,7 +1,5 @@
-"""`python -m orchestrator cache …`; see cli.py."""
+"""`python -m orchestrator …`; see cli.py."""
 
-import sys
+from orchestrator.cli import program
 
-from orchestrator.cli import main
-
-sys.exit(main(sys.argv[1:]))
+program()

@@ -1,145 +1,81 @@
-"""Look into the durable graph cache, and keep it in order: `python -m orchestrator cache --help`.
+"""The command `orchestrator`, which is `python -m orchestrator` as well: every job, reports, and the graph cache.
 
-Exit codes: 0 all well; 1 an entry is missing or not authentic; 2 the command line is wrong.
+Exit codes: 0 all well; 1 a job failed, or an entry is missing or not authentic; 2 the command line is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from orchestrator.errors import OrchestratorError
-from orchestrator.graph_cache import bundle, key
-from orchestrator.graph_cache.store import Store
+from orchestrator import cache_command
+from orchestrator.errors import ConfigError, OrchestratorError
 
-_HOME = os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache" / "orchestrator"))
 console = Console()
+
+
+# Their arguments are Hydra's: `orchestrator run --help` lists them.
+JOBS = {
+    "run": "start replicas that share their compiled graphs, and ask them real prompts",
+    "sweep": "run every cell of a Hydra multirun, and compare them",
+    "bench": "ours against stock and against each other, in one run",
+    "warm": "compile models ahead of time, so that later clusters only load",
+    "serve": "an OpenAI-compatible service whose replicas start from shared graphs",
+    "batch": "answer a file of requests in OpenAI's batch format; again: goes on where it was",
+}
+
+
+def program() -> None:
+    """What the installed command runs."""
+    sys.exit(main(sys.argv[1:]))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    if list(arguments[:2]) == ["cache", "warm"]:  # Hydra reads the rest, as in jobs/warm.py
+    words = ["warm", *arguments[2:]] if list(arguments[:2]) == ["cache", "warm"] else list(arguments)
+    if words and words[0] in JOBS:
         from orchestrator import jobs
 
-        sys.argv = ["orchestrator cache warm", *arguments[2:]]
-        jobs.main("warm")
+        sys.argv = [f"orchestrator {words[0]}", *words[1:]]
+        jobs.main(words[0])
         return 0
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(words)
     try:
-        return _COMMANDS[options.command](options, Store(options.store))
+        if options.group == "report":
+            return _report(options)
+        return cache_command.run(options)
     except OrchestratorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m orchestrator", description="A vLLM orchestrator that starts fast.")
-    groups = parser.add_subparsers(required=True, metavar="cache")
+    parser = argparse.ArgumentParser("orchestrator", description="vLLM replicas on Ray that start fast.")
+    groups = parser.add_subparsers(required=True, dest="group", metavar="COMMAND")
+    for name, about in JOBS.items():
+        groups.add_parser(name, help=about, add_help=False)
+    report = groups.add_parser("report", help="set two results side by side, or write results as Markdown")
+    report.add_argument("results_of", nargs="*", metavar="RESULT", help="two output folders, or the JSON files in them")
+    report.add_argument("--html", metavar="FILE", help="write a page too")
+    report.add_argument("--results", metavar="FOLDER", help="print a folder of bench.json files as Markdown instead")
     cache = groups.add_parser("cache", help="the durable graph cache", description="The durable graph cache.")
-    cache.add_argument("--store", default=f"{_HOME}/graphs", help="folder or URI (default: %(default)s)")
-    cache.add_argument("--key-file", default=f"{_HOME}/signing.key", help="signing key (default: %(default)s)")
-    commands = cache.add_subparsers(dest="command", required=True)
-    commands.add_parser("ls", help="list entries")
-    show = commands.add_parser("show", help="all that an entry says about itself, as JSON")
-    explain = commands.add_parser("explain", help="which factors set an entry apart from another, or from the nearest")
-    for command in (show, explain):
-        command.add_argument("key", help="a key, or the beginning of one")
-    explain.add_argument("other", nargs="?", help="another key (default: the nearest)")
-    verify = commands.add_parser("verify", help="check signature and content of entries")
-    evict = commands.add_parser("evict", help="delete entries; running clusters go on with what they hold in memory")
-    for command in (verify, evict):
-        command.add_argument("key", nargs="*", help="keys, or their beginnings")
-    evict.add_argument("--all", action="store_true", help="delete everything")
-    commands.add_parser("warm", help="compile ahead of time; takes Hydra overrides, as jobs/warm.py")
+    cache_command.arguments(cache)
     return parser
 
 
-def _ls(options: argparse.Namespace, store: Store) -> int:
-    table = Table(title=f"Compiled graphs in {options.store}", title_justify="left")
-    for column in ("key", "architecture", "vLLM", "parallel", "MiB", "gen", "published", "by"):
-        table.add_column(column, justify="right" if column in ("MiB", "gen") else "left")
-    entries = sorted(store.entries(), key=lambda e: float(e[1].get("created", 0.0)), reverse=True)
-    for name, header in entries:
-        factors = header.get("factors", {})
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(header.get("created", 0.0))))
-        size = f"{int(header.get('bytes', 0)) / 2**20:.1f}"
-        row = [name[:12], factors.get("architecture", ""), factors.get("vllm", ""), factors.get("parallel", "")]
-        table.add_row(*row, size, str(header.get("generation", "")), when, str(header.get("publisher", "")))
-    console.print(table if entries else f"Nothing in {options.store} yet.")
-    return 0
+def _report(options: argparse.Namespace) -> int:
+    from orchestrator.report import compare, results
 
-
-def _show(options: argparse.Namespace, store: Store) -> int:
-    name, header = _one(store, options.key)
-    console.print_json(json.dumps({"key": name, **header}))
-    return 0
-
-
-def _explain(options: argparse.Namespace, store: Store) -> int:
-    name, header = _one(store, options.key)
-    others = dict(store.entries())
-    others.pop(name)
-    if options.other:
-        other = _one(store, options.other)[0]
-    elif others:
-        other = min(others, key=lambda k: len(key.differing(header["factors"], others[k]["factors"])))
-    else:
-        console.print(f"{name[:12]} is the only entry.")
+    if options.results is not None:
+        files = sorted(Path(options.results).glob("*.json"))
+        print(results.markdown({file.stem: json.loads(file.read_text()) for file in files}), end="")
         return 0
-    theirs = _one(store, other)[1]["factors"]
-    table = Table(title=f"Why {name[:12]} is not {other[:12]}", title_justify="left")
-    for column in ("factor", name[:12], other[:12]):
-        table.add_column(column, overflow="fold")
-    for factor in key.differing(header["factors"], theirs):
-        table.add_row(factor, header["factors"].get(factor, "-"), theirs.get(factor, "-"))
-    console.print(table)
+    if len(options.results_of) != 2:
+        raise ConfigError("report needs two results, or --results FOLDER.")
+    compare.show(compare.compare(*options.results_of), console, options.html)
     return 0
-
-
-def _verify(options: argparse.Namespace, store: Store) -> int:
-    signing, bad = bundle.signing_key(options.key_file), 0
-    limits = bundle.Limits(1 << 40, 1 << 30)
-    for name in _names(store, options.key):
-        try:
-            data = store.load(name)
-            if data is None:
-                raise OrchestratorError("its bundle is missing")
-            bundle.verify(memoryview(data), signing, name, limits)
-            console.print(f"{name[:12]} [green]authentic[/], {len(data)} bytes")
-        except OrchestratorError as error:
-            bad += 1
-            console.print(f"{name[:12]} [red]REFUSED[/]: {error}")
-    return 1 if bad else 0
-
-
-def _evict(options: argparse.Namespace, store: Store) -> int:
-    if not options.key and not options.all:
-        raise OrchestratorError("evict needs keys, or --all.")
-    for name in _names(store, options.key):
-        store.delete(name)
-        console.print(f"{name[:12]} deleted")
-    return 0
-
-
-def _names(store: Store, wanted: Sequence[str]) -> list[str]:
-    return [_one(store, key)[0] for key in wanted] if wanted else [name for name, _ in store.entries()]
-
-
-def _one(store: Store, beginning: str) -> tuple[str, dict[str, Any]]:
-    found = [(name, header) for name, header in store.entries() if name.startswith(beginning)]
-    if len(found) != 1:
-        problem = "no entry's key begins" if not found else f"{len(found)} keys begin"
-        raise OrchestratorError(f"{problem} with {beginning!r}.", hint="See `python -m orchestrator cache ls`.")
-    return found[0]
-
-
-_COMMANDS = {"ls": _ls, "show": _show, "explain": _explain, "verify": _verify, "evict": _evict}

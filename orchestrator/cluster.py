@@ -10,9 +10,11 @@ from contextlib import contextmanager, suppress
 import psutil
 import ray
 
+from orchestrator import ray_start
 from orchestrator.config import ClusterConfig, ClusterKind
 from orchestrator.errors import ConfigError
 from orchestrator.plan import ClusterShape, Node
+from orchestrator.progress import Say
 
 
 def local_shape(cluster: ClusterConfig) -> ClusterShape:
@@ -29,14 +31,18 @@ def existing_shape() -> ClusterShape:
 
 
 @contextmanager
-def connected(cluster: ClusterConfig, shape: ClusterShape | None) -> Iterator[ClusterShape]:
+def connected(
+    cluster: ClusterConfig, shape: ClusterShape | None, say: Say = lambda who, what: None
+) -> Iterator[ClusterShape]:
     """A Ray for the length of a run; yields its shape.
 
     Args:
         cluster: what the user configured.
         shape: for a local cluster, what it is to offer.
+        say: told what is waited for.
 
     Raises:
+        ClusterError: a local Ray did not start.
         ConfigError: an existing cluster is asked for and cannot be reached.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -54,8 +60,8 @@ def connected(cluster: ClusterConfig, shape: ClusterShape | None) -> Iterator[Cl
             ) from error
     else:
         os.environ.pop("RAY_ADDRESS", None)  # a local cluster is asked for: never join another by accident
-        ray.init(
-            address="local",
+        ray_start.start(
+            say,
             namespace=cluster.namespace,
             num_cpus=int(shape.nodes[0].cpus),
             num_gpus=int(shape.nodes[0].gpus),

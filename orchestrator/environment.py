@@ -14,7 +14,9 @@ from typing import Any
 def command() -> str:
     """How this process was called, without where its outputs went."""
     arguments = [a for a in sys.argv if not a.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
-    return shlex.join([Path(sys.executable).name, *arguments])
+    program, *rest = arguments
+    begin = program.split() if program.startswith("orchestrator ") else [Path(sys.executable).name, program]
+    return shlex.join([*begin, *rest])
 
 
 def machine() -> dict[str, Any]:

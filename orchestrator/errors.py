@@ -50,6 +50,10 @@ class PlacementError(OrchestratorError):
     """The cluster cannot hold a replica, or did not in time. Fields: replica, bundles."""
 
 
+class ClusterError(OrchestratorError):
+    """A local Ray did not start."""
+
+
 class EngineStartError(OrchestratorError):
     """An engine did not come up. Fields: replica, phase, cause (the root cause's last line)."""
 

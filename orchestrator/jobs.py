@@ -1,4 +1,4 @@
-"""What every job under jobs/ shares: compose with Hydra, run, report, exit code.
+"""What every job shares: compose with Hydra, run, report, exit code.
 
 Exit codes: 0 all well; 1 the run failed, or its replicas did not share graphs or tokens; 2 the configuration is wrong.
 """
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from orchestrator import outputs, report, sweep
-from orchestrator.config import BenchKind, ClusterKind, SweepConfig, load
+from orchestrator import report, sweep
+from orchestrator.config import AppConfig, BenchKind, ClusterKind, SweepConfig, load
 from orchestrator.errors import ConfigError, OrchestratorError
 
-CONF = str(Path(__file__).resolve().parents[1] / "conf")
-JOBS = Path(CONF).with_name("jobs")
+_PACKAGE = Path(__file__).resolve().parent
+CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))  # of a wheel, of a checkout
 console = Console(stderr=True)
 _cells: list[dict[str, Any]] = []
 _pool: ThreadPoolExecutor | None = None
@@ -35,16 +36,22 @@ _uploads: list[tuple[Path, str]] = []
 _interrupted = 0
 
 
-def main(job: str = "run") -> None:
+def main(job: str) -> None:
     """Run the job on the command line and exit.
 
     Args:
-        job: "run", "bench", "warm", "serve" or "batch".
+        job: a name of `JOBS`, or "sweep": "run" as a multirun.
     """
+    if job == "sweep":
+        job = "run"
+        if not {"-m", "--multirun"} & set(sys.argv):
+            sys.argv.append("-m")
     try:
         _main(job)
     finally:
         for folder, uri in _uploads:
+            from orchestrator import outputs
+
             try:
                 console.print(f"Uploaded: {outputs.upload(folder, uri)}")
             except (OSError, ConfigError) as error:
@@ -91,8 +98,6 @@ def _main(job: str) -> None:
 
 def _cell(job: str, cfg: DictConfig) -> float | None:
     """One run of Hydra's; returns what a sweeper that optimises asks for."""
-    from orchestrator import bench, run, warm  # Ray only now: `--help` stays instant
-
     settings = HydraConfig.get()
     multirun = settings.mode is RunMode.MULTIRUN
     folder = Path(settings.runtime.output_dir)
@@ -104,33 +109,66 @@ def _cell(job: str, cfg: DictConfig) -> float | None:
     _upload(cfg, folder.parent if multirun else folder)
     if multirun:
         return _in_a_process(job, cfg, cell)
+    app = load(cfg)  # what is wrong with it is told before anything is imported
     with report.Progress(console) as progress:
-        if job == "bench" and cfg.bench.kind is BenchKind.all:
-            from orchestrator import suite
-
-            cell["result"] = suite.execute(load(cfg), folder, JOBS / "bench.py", progress.say)
-        elif job == "bench":
-            cell["result"] = report.write_bench(folder, bench.execute(load(cfg), progress.say), console)
-        elif job == "warm":
-            cell["result"] = report.write_warm(folder, warm.execute(load(cfg), progress.say), console)
-        elif job == "serve":
-            from orchestrator.serve import job as serving
-
-            cell["result"] = serving.execute(load(cfg), progress.say)
-        elif job == "batch":
-            from orchestrator.batch import job as batch
-
-            cell["result"] = report.write_batch(batch.execute(load(cfg), progress.say, progress.bar), console)
-        else:
-            cell["result"] = report.write_run(folder, run.execute(load(cfg), progress.say), console)
+        cell["result"] = JOBS[job](app, folder, progress)
     _cells.append(cell)
     print("RESULT " + json.dumps(cell["result"]))
     return None
 
 
+# Each imports what it needs when it runs: a driver that only sends requests loads neither Ray nor vLLM.
+
+
+def _run_job(app: AppConfig, folder: Path, progress: report.Progress) -> dict[str, Any]:
+    from orchestrator import run
+
+    return report.write_run(folder, run.execute(app, progress.say), console)
+
+
+def _bench_job(app: AppConfig, folder: Path, progress: report.Progress) -> dict[str, Any]:
+    if app.bench.kind is BenchKind.all:
+        from orchestrator import suite
+
+        return suite.execute(app, folder, progress.say)
+    from orchestrator import bench
+
+    return report.write_bench(folder, bench.execute(app, progress.say), console)
+
+
+def _warm_job(app: AppConfig, folder: Path, progress: report.Progress) -> dict[str, Any]:
+    from orchestrator import warm
+
+    return report.write_warm(folder, warm.execute(app, progress.say), console)
+
+
+def _serve_job(app: AppConfig, folder: Path, progress: report.Progress) -> dict[str, Any]:
+    from orchestrator.serve import job
+
+    return job.execute(app, progress.say)
+
+
+def _batch_job(app: AppConfig, folder: Path, progress: report.Progress) -> dict[str, Any]:
+    from orchestrator.batch import job
+
+    return report.write_batch(job.execute(app, progress.say, progress.bar), console)
+
+
+Job = Callable[[AppConfig, Path, report.Progress], dict[str, Any]]  # (configuration, its folder, ...) -> RESULT
+JOBS: dict[str, Job] = {
+    "run": _run_job,
+    "bench": _bench_job,
+    "warm": _warm_job,
+    "serve": _serve_job,
+    "batch": _batch_job,
+}
+
+
 def _upload(cfg: DictConfig, folder: Path) -> None:
     """To be done at the end, however the job ends; a storage that there is not is told now."""
     if cfg.upload and not _uploads:
+        from orchestrator import outputs
+
         outputs.check(cfg.upload)
         _uploads.append((folder, cfg.upload))
 
@@ -156,7 +194,7 @@ def _in_a_process(job: str, cfg: DictConfig, cell: dict[str, Any]) -> float | No
 
 def _run(job: str, cell: dict[str, Any], settings: SweepConfig) -> None:
     console.print(f"[bold]{' '.join(cell['overrides']) or 'defaults'}[/]")
-    _ended(cell, sweep.run_cell(JOBS / f"{job}.py", cell["overrides"], Path(cell["folder"]), settings))
+    _ended(cell, sweep.run_cell(job, cell["overrides"], Path(cell["folder"]), settings))
 
 
 def _ended(cell: dict[str, Any], how: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,9 +23,8 @@ from orchestrator.graph_cache import bundle, registry
 from orchestrator.graph_cache.client import CacheSettings
 from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.plan import ClusterShape, check_heads, make_plan
+from orchestrator.progress import Say
 from orchestrator.replica import Answer, StartReport
-
-Say = Callable[[str, str], None]  # (who, what happens)
 
 
 @dataclass
@@ -135,7 +134,7 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
     try:
         if shape is not None:
             make_plan(app, shape, model=model, heads=heads, scratch=str(scratch))
-        with cluster.connected(app.cluster, shape) as real_shape, ExitStack() as fleets:
+        with cluster.connected(app.cluster, shape, say) as real_shape, ExitStack() as fleets:
             yield Session(real_shape, scratch, say, model, heads, fleets)
             say("cluster", "shutting down")
     finally:

@@ -7,24 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-
 from orchestrator import environment, sweep
 from orchestrator.cluster import visible_gpus
 from orchestrator.config import AppConfig, SuiteEntry
+from orchestrator.progress import Say
 from orchestrator.report import page, results
-from orchestrator.run import Say
 
 SCHEMA = "orchestrator.suite/1"
 
 
-def execute(app: AppConfig, folder: Path, script: Path, say: Say) -> dict[str, Any]:
+def execute(app: AppConfig, folder: Path, say: Say) -> dict[str, Any]:
     """Run `bench.suite`; a benchmark that fails leaves the others.
 
     Args:
         app: the checked configuration.
         folder: where the outputs go, each benchmark's into a folder of its own.
-        script: the job that runs one benchmark.
         say: told what happens.
 
     Returns:
@@ -40,7 +37,7 @@ def execute(app: AppConfig, folder: Path, script: Path, say: Say) -> dict[str, A
             continue
         say("suite", name)
         cell = folder / str(i)
-        code = sweep.run_cell(script, [*entry.run, f"state_dir={app.state_dir}"], cell, app.sweep)
+        code = sweep.run_cell("bench", [*entry.run, f"state_dir={app.state_dir}"], cell, app.sweep)
         ends.append({"name": name, "ok": code["code"] == 0, "error": code["result"].get("error", "")})
         if (cell / "bench.json").is_file():
             found.append(json.loads((cell / "bench.json").read_text()))
@@ -75,6 +72,8 @@ def planned(entries: Sequence[SuiteEntry], offline: Mapping[str, str], gpus: int
 def _hub_answers(offline: Mapping[str, str]) -> bool:
     if not offline:
         return True
+    from huggingface_hub import HfApi
+
     try:
         next(iter(HfApi().list_models(limit=1)))
     except Exception:

@@ -23,11 +23,11 @@ _STOP_S = 30.0  # after Ctrl-C, or a deadline
 _running: set[subprocess.Popen[str]] = set()
 
 
-def run_cell(script: Path, overrides: Sequence[str], folder: Path, settings: SweepConfig) -> dict[str, Any]:
+def run_cell(job: str, overrides: Sequence[str], folder: Path, settings: SweepConfig) -> dict[str, Any]:
     """Run one cell, or find that it has run.
 
     Args:
-        script: the job.
+        job: its name.
         overrides: Hydra's, for this cell.
         folder: where its outputs go, and its record.
         settings: retries, deadline, resume.
@@ -39,7 +39,7 @@ def run_cell(script: Path, overrides: Sequence[str], folder: Path, settings: Swe
         return {**done, "resumed": True}
     found: dict[str, Any] = {}
     for attempt in range(1, settings.retries + 2):
-        code, result = _once(script, overrides, folder, settings.deadline_s)
+        code, result = _once(job, overrides, folder, settings.deadline_s)
         found = {"overrides": list(overrides), "attempts": attempt, "code": code, "result": result, "resumed": False}
         if code in (0, 2):  # 2: wrong configuration stays wrong
             break
@@ -113,8 +113,8 @@ def _finished(folder: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
     return record if same else None
 
 
-def _once(script: Path, overrides: Sequence[str], folder: Path, deadline_s: float | None) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, str(script), *overrides, f"hydra.run.dir={folder}"]
+def _once(job: str, overrides: Sequence[str], folder: Path, deadline_s: float | None) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "orchestrator", job, *overrides, f"hydra.run.dir={folder}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
     _running.add(process)
     late = False

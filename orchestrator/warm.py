@@ -10,8 +10,8 @@ from orchestrator import run
 from orchestrator.config import AppConfig
 from orchestrator.errors import ConfigError
 from orchestrator.graph_cache.receipt import Outcome
+from orchestrator.progress import Say
 from orchestrator.replica import StartReport
-from orchestrator.run import Say
 
 _LOADED = (Outcome.hit, Outcome.waited)
 

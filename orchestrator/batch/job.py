@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,10 +21,8 @@ import httpx
 from orchestrator.batch.files import Output, Request, check, requests
 from orchestrator.config import AppConfig, BatchConfig
 from orchestrator.errors import ConfigError, ServeError
-from orchestrator.run import Say
-from orchestrator.serve.job import serving
+from orchestrator.progress import Bar, Say
 
-Bar = Callable[[int, int], None]  # (done, of)
 _AGAIN = frozenset({429, 500, 502, 503, 504})  # the service's state, not the request
 _PAUSE_S = 0.5  # before the second attempt; doubled for each one after it
 
@@ -97,6 +95,8 @@ def execute(app: AppConfig, say: Say, bar: Bar) -> BatchResult:
                 url: str | None = settings.url
                 names: tuple[str, ...] = ()
                 if url is None:
+                    from orchestrator.serve.job import serving  # vLLM and Ray, which a service elsewhere does not need
+
                     service = stack.enter_context(serving(_on_a_free_port(app), say))
                     url, names = service.address, service.models
                 asyncio.run(asked.all(url, names))

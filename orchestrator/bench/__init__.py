@@ -6,7 +6,7 @@ import importlib
 
 from orchestrator.bench.result import BenchResult
 from orchestrator.config import AppConfig
-from orchestrator.run import Say
+from orchestrator.progress import Say
 
 __all__ = ["BenchResult", "execute"]
 

@@ -16,7 +16,7 @@ from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.config import AppConfig
 from orchestrator.graph_cache.client import AOT_FOLDER, CacheSettings, GraphCacheClient
 from orchestrator.graph_cache.receipt import Outcome
-from orchestrator.run import Say
+from orchestrator.progress import Say
 from orchestrator.timeline import EngineFacts, EventLog
 
 _FILES = 16

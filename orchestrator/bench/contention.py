@@ -10,7 +10,7 @@ from orchestrator import environment, run
 from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
-from orchestrator.run import Say
+from orchestrator.progress import Say
 
 
 def measure(app: AppConfig, say: Say) -> BenchResult:

@@ -10,8 +10,8 @@ from orchestrator import environment, run
 from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.config import AppConfig, KvUpdate, ModelSource
 from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.progress import Say
 from orchestrator.replica import StartReport
-from orchestrator.run import Say
 from orchestrator.timeline import COMPILE_PHASES
 
 _FIGURES = ("artifacts", "artifact_kib", "dynamo_s", "inductor_s", "compile_s", "warm_load_s", "tokens_per_s")

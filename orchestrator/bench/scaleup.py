@@ -13,7 +13,7 @@ from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
 from orchestrator.errors import OrchestratorError
-from orchestrator.run import Say
+from orchestrator.progress import Say
 from orchestrator.serve.controller import model_states
 from orchestrator.serve.job import serving
 

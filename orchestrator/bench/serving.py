@@ -12,7 +12,7 @@ from orchestrator.bench.clients import Clients, empty_vllm_cache
 from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
-from orchestrator.run import Say
+from orchestrator.progress import Say
 from orchestrator.serve.job import serving
 
 _WARM_UP_S = 5.0

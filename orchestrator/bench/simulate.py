@@ -19,8 +19,8 @@ from orchestrator.bench import steps
 from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.bench.start_model import Constants, Scale, simulate
 from orchestrator.config import AppConfig, ClusterKind, EngineKind
+from orchestrator.progress import Say
 from orchestrator.replica import StartReport
-from orchestrator.run import Say
 
 RESOURCES = ("placement", "registry", "network", "install")
 _NODES = 4  # Ray nodes, all on this machine

@@ -16,7 +16,7 @@ from orchestrator.bench.clients import Clients
 from orchestrator.bench.result import BenchResult
 from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
-from orchestrator.run import Say
+from orchestrator.progress import Say
 from orchestrator.serve.controller import model_states
 from orchestrator.serve.job import Service, serving
 

@@ -18,8 +18,8 @@ from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling, preload
 from orchestrator.errors import ConfigError
+from orchestrator.progress import Say
 from orchestrator.replica import StartReport
-from orchestrator.run import Say
 
 
 @dataclass(frozen=True)

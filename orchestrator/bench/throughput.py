@@ -15,7 +15,7 @@ from orchestrator.bench.room import make_room
 from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling
 from orchestrator.fleet import Fleet
-from orchestrator.run import Say
+from orchestrator.progress import Say
 from orchestrator.vllm_plugin import guard_cost
 
 STOCK = "stock"

@@ -14,10 +14,11 @@ from ray import serve
 from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
-from orchestrator import config, models, plan, run, zygote
+from orchestrator import config, models, plan, zygote
 from orchestrator.config import AppConfig, Device
 from orchestrator.errors import ConfigError
 from orchestrator.graph_cache import bundle
+from orchestrator.progress import Say
 from orchestrator.serve import ingress
 from orchestrator.serve.ahead import Ahead
 from orchestrator.serve.callback import SECTIONS
@@ -41,7 +42,7 @@ def application(arguments: dict[str, Any]) -> Any:
     return build(app, prepare(app, lambda who, what: None))
 
 
-def prepare(app: AppConfig, say: run.Say) -> dict[str, str]:
+def prepare(app: AppConfig, say: Say) -> dict[str, str]:
     """Check everything that can be wrong, and make the models' folders; Ray is not needed.
 
     Returns:

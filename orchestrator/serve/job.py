@@ -17,7 +17,7 @@ from ray import serve
 from orchestrator import cluster, run
 from orchestrator.config import AppConfig, ClusterKind
 from orchestrator.errors import ServeError
-from orchestrator.run import Say
+from orchestrator.progress import Say
 from orchestrator.serve import app as application
 from orchestrator.serve import controller
 from orchestrator.serve.board import Board
@@ -50,7 +50,7 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
     """
     folders = application.prepare(app, say)
     shape = cluster.local_shape(app.cluster) if app.cluster.kind is ClusterKind.local else None
-    with cluster.connected(app.cluster, shape):
+    with cluster.connected(app.cluster, shape, say):
         serve.start(http_options={"host": app.serve.host, "port": app.serve.port})
         Board.connect(app.cluster.namespace)
         if app.fast_cold_start and app.cold_start.share_graphs:

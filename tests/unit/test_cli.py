@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli
+from orchestrator import cache_command, cli
 from orchestrator.graph_cache import bundle
 from orchestrator.graph_cache.store import Store
 
@@ -17,7 +17,7 @@ from orchestrator.graph_cache.store import Store
 @pytest.fixture
 def run(tmp_path: Path, capsys, monkeypatch) -> Callable[..., tuple[int, str]]:
     """Two entries in a store, and a way to ask about them."""
-    monkeypatch.setattr(cli.console, "width", 200)
+    monkeypatch.setattr(cache_command.console, "width", 200)
     store, key_file = str(tmp_path / "graphs"), str(tmp_path / "signing.key")
     for name, torch in (("aa11", "2.13"), ("bb22", "2.14")):
         (tmp_path / name).mkdir()

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 # From what everything may use, to what uses everything.
 ORDER = [
-    "errors", "outputs", "actors", "environment", "timeline", "config", "models", "vllm_plugin", "zygote",
-    "graph_cache", "engine", "plan", "far_nodes", "replica", "prefetch", "fleet", "cluster", "run", "warm", "colours",
-    "serve", "batch", "bench", "report", "sweep", "suite", "jobs", "cli", "__main__",
+    "errors", "progress", "outputs", "actors", "environment", "timeline", "config", "models", "vllm_plugin", "zygote",
+    "graph_cache", "engine", "plan", "far_nodes", "replica", "prefetch", "fleet", "ray_start", "cluster", "run", "warm",
+    "colours", "serve", "batch", "bench", "report", "sweep", "suite", "jobs", "cache_command", "cli", "__main__",
 ]  # fmt: skip
 VLLM_AT_HOME = {"engine", "vllm_plugin"}
 

@@ -1,0 +1,141 @@
+"""`orchestrator cache …`: look into the durable graph cache, and keep it in order. Needs neither Ray nor vLLM.
+
+Exit codes: 0 all well; 1 an entry is missing or not authentic; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from orchestrator.graph_cache.store import Store
+
+_HOME = os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache" / "orchestrator"))
+console = Console()
+
+
+def arguments(cache: argparse.ArgumentParser) -> None:
+    """Add this command's own arguments to its parser."""
+    cache.add_argument("--store", default=f"{_HOME}/graphs", help="folder or URI (default: %(default)s)")
+    cache.add_argument("--key-file", default=f"{_HOME}/signing.key", help="signing key (default: %(default)s)")
+    commands = cache.add_subparsers(dest="command", required=True)
+    commands.add_parser("ls", help="list entries")
+    show = commands.add_parser("show", help="all that an entry says about itself, as JSON")
+    explain = commands.add_parser("explain", help="which factors set an entry apart from another, or from the nearest")
+    for command in (show, explain):
+        command.add_argument("key", help="a key, or the beginning of one")
+    explain.add_argument("other", nargs="?", help="another key (default: the nearest)")
+    verify = commands.add_parser("verify", help="check signature and content of entries")
+    evict = commands.add_parser("evict", help="delete entries; running clusters go on with what they hold in memory")
+    for command in (verify, evict):
+        command.add_argument("key", nargs="*", help="keys, or their beginnings")
+    evict.add_argument("--all", action="store_true", help="delete everything")
+    commands.add_parser("warm", help="compile ahead of time; takes Hydra overrides, as jobs/warm.py")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what was asked; returns the exit code.
+
+    Raises:
+        OrchestratorError: the command line is wrong.
+    """
+    from orchestrator.graph_cache.store import Store
+
+    return _COMMANDS[options.command](options, Store(options.store))
+
+
+def _ls(options: argparse.Namespace, store: Store) -> int:
+    table = Table(title=f"Compiled graphs in {options.store}", title_justify="left")
+    for column in ("key", "architecture", "vLLM", "parallel", "MiB", "gen", "published", "by"):
+        table.add_column(column, justify="right" if column in ("MiB", "gen") else "left")
+    entries = sorted(store.entries(), key=lambda e: float(e[1].get("created", 0.0)), reverse=True)
+    for name, header in entries:
+        factors = header.get("factors", {})
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(header.get("created", 0.0))))
+        size = f"{int(header.get('bytes', 0)) / 2**20:.1f}"
+        row = [name[:12], factors.get("architecture", ""), factors.get("vllm", ""), factors.get("parallel", "")]
+        table.add_row(*row, size, str(header.get("generation", "")), when, str(header.get("publisher", "")))
+    console.print(table if entries else f"Nothing in {options.store} yet.")
+    return 0
+
+
+def _show(options: argparse.Namespace, store: Store) -> int:
+    name, header = _one(store, options.key)
+    console.print_json(json.dumps({"key": name, **header}))
+    return 0
+
+
+def _explain(options: argparse.Namespace, store: Store) -> int:
+    from orchestrator.graph_cache import key
+
+    name, header = _one(store, options.key)
+    others = dict(store.entries())
+    others.pop(name)
+    if options.other:
+        other = _one(store, options.other)[0]
+    elif others:
+        other = min(others, key=lambda k: len(key.differing(header["factors"], others[k]["factors"])))
+    else:
+        console.print(f"{name[:12]} is the only entry.")
+        return 0
+    theirs = _one(store, other)[1]["factors"]
+    table = Table(title=f"Why {name[:12]} is not {other[:12]}", title_justify="left")
+    for column in ("factor", name[:12], other[:12]):
+        table.add_column(column, overflow="fold")
+    for factor in key.differing(header["factors"], theirs):
+        table.add_row(factor, header["factors"].get(factor, "-"), theirs.get(factor, "-"))
+    console.print(table)
+    return 0
+
+
+def _verify(options: argparse.Namespace, store: Store) -> int:
+    from orchestrator.graph_cache import bundle
+
+    signing, bad = bundle.signing_key(options.key_file), 0
+    limits = bundle.Limits(1 << 40, 1 << 30)
+    for name in _names(store, options.key):
+        try:
+            data = store.load(name)
+            if data is None:
+                raise OrchestratorError("its bundle is missing")
+            bundle.verify(memoryview(data), signing, name, limits)
+            console.print(f"{name[:12]} [green]authentic[/], {len(data)} bytes")
+        except OrchestratorError as error:
+            bad += 1
+            console.print(f"{name[:12]} [red]REFUSED[/]: {error}")
+    return 1 if bad else 0
+
+
+def _evict(options: argparse.Namespace, store: Store) -> int:
+    if not options.key and not options.all:
+        raise OrchestratorError("evict needs keys, or --all.")
+    for name in _names(store, options.key):
+        store.delete(name)
+        console.print(f"{name[:12]} deleted")
+    return 0
+
+
+def _names(store: Store, wanted: Sequence[str]) -> list[str]:
+    return [_one(store, key)[0] for key in wanted] if wanted else [name for name, _ in store.entries()]
+
+
+def _one(store: Store, beginning: str) -> tuple[str, dict[str, Any]]:
+    found = [(name, header) for name, header in store.entries() if name.startswith(beginning)]
+    if len(found) != 1:
+        problem = "no entry's key begins" if not found else f"{len(found)} keys begin"
+        raise OrchestratorError(f"{problem} with {beginning!r}.", hint="See `orchestrator cache ls`.")
+    return found[0]
+
+
+_COMMANDS = {"ls": _ls, "show": _show, "explain": _explain, "verify": _verify, "evict": _evict}
