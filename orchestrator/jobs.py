@@ -24,11 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from orchestrator import report, sweep
-from orchestrator.config import AppConfig, BenchKind, ClusterKind, SweepConfig, load
+from orchestrator.config import CONF, AppConfig, BenchKind, ClusterKind, SweepConfig, load
 from orchestrator.errors import ConfigError, OrchestratorError
 
-_PACKAGE = Path(__file__).resolve().parent
-CONF = str(next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()))  # of a wheel, of a checkout
 console = Console(stderr=True)
 _cells: list[dict[str, Any]] = []
 _pool: ThreadPoolExecutor | None = None
@@ -69,7 +67,7 @@ def _main(job: str) -> None:
     wanted_full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us: we print one line instead of Hydra's several
     try:
-        hydra.main(config_path=CONF, config_name="config", version_base="1.3")(task)()
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
         if _pool is not None:
             _pool.shutdown()
     except KeyboardInterrupt:

@@ -23,6 +23,11 @@ _STOP_S = 30.0  # after Ctrl-C, or a deadline
 _running: set[subprocess.Popen[str]] = set()
 
 
+def command(job: str) -> list[str]:
+    """What runs a cell's job; its overrides follow."""
+    return [sys.executable, "-m", "orchestrator", job]
+
+
 def run_cell(job: str, overrides: Sequence[str], folder: Path, settings: SweepConfig) -> dict[str, Any]:
     """Run one cell, or find that it has run.
 
@@ -114,8 +119,8 @@ def _finished(folder: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _once(job: str, overrides: Sequence[str], folder: Path, deadline_s: float | None) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", "orchestrator", job, *overrides, f"hydra.run.dir={folder}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
+    words = [*command(job), *overrides, f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0)
     _running.add(process)
     late = False
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -26,7 +27,11 @@ from orchestrator.config.groups import (
 )
 from orchestrator.errors import ConfigError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())  # of a wheel, of a checkout
+
 __all__ = [
+    "CONF",
     "AppConfig",
     "BatchConfig",
     "BenchConfig",

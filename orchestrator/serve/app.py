@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,7 +14,7 @@ from ray.llm._internal.serve.core.configs.openai_api_models import to_model_meta
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from orchestrator import config, models, plan, zygote
-from orchestrator.config import AppConfig, Device
+from orchestrator.config import CONF, AppConfig, Device
 from orchestrator.errors import ConfigError
 from orchestrator.graph_cache import bundle
 from orchestrator.progress import Say
@@ -27,7 +26,6 @@ from orchestrator.serve.server import Server
 
 PRELOAD = "orchestrator.serve.preloaded"
 FRONT_S = 15.0  # the ingress outlives the replicas, to say why a stream ended
-CONF = Path(__file__).resolve().parents[2] / "conf"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

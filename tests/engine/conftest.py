@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.footprint import Footprint
 
 STATE = os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache" / "orchestrator"))
 
@@ -24,13 +26,8 @@ def state() -> str:
     return STATE
 
 
-def leftovers(temporary: str = tempfile.gettempdir()) -> set[Path]:
-    """What a replica may leave behind: shared memory, semaphores, sockets, and its folder."""
-    shared = [p for p in Path("/dev/shm").iterdir() if p.name.startswith(("psm_", "sem.mp-"))]
-    files = Path(temporary).iterdir()
-    return {*shared, *(p for p in files if p.is_socket() or p.name.startswith("orchestrator-serve-"))}
-
-
-def shared_memory() -> set[str]:
-    """Shared-memory segments of this machine."""
-    return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+@pytest.fixture
+def mine() -> Iterator[Footprint]:
+    """What the test starts; it has to be gone when the test asks."""
+    with Footprint() as found:
+        yield found

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -19,8 +18,9 @@ from orchestrator.bench.room import make_room
 from orchestrator.engine import Sampling
 from orchestrator.errors import ReplicaError
 from orchestrator.graph_cache.receipt import Outcome
-from tests.engine.conftest import shared_memory
-from tests.ray.test_zygote import wait_for, zygotes
+from tests import footprint
+from tests.footprint import Footprint
+from tests.waiting import HANG_S, wait_for
 
 PROMPTS = ["one", "two three"]
 GREEDY = Sampling(max_tokens=8, ignore_eos=True)
@@ -39,7 +39,7 @@ assert async_compile.get_compile_threads() == 1  # as vLLM has it
 
 
 def test_the_import_initialises_no_device_and_a_fork_adopts_its_environment() -> None:
-    done = subprocess.run([sys.executable, "-c", PRELOADED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PRELOADED], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
 
 
@@ -48,8 +48,16 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("graphs")
 
 
-def test_every_loss_is_made_good_by_the_next_start(make_app, state: str, graphs: Path, tmp_path: Path) -> None:
-    segments = shared_memory()
+def zygotes() -> list[psutil.Process]:
+    """Zygotes alone: their forks, which look alike, have them for a parent or lead no process group."""
+    alike = footprint.processes("orchestrator.zygote.server")
+    pids = {process.pid for process in alike}
+    return [p for p in alike if p.ppid() not in pids and os.getpgid(p.pid) == p.pid]
+
+
+def test_every_loss_is_made_good_by_the_next_start(
+    make_app, state: str, graphs: Path, tmp_path: Path, mine: Footprint
+) -> None:
     app = make_app("model=tiny_llama", f"graph_cache.store={graphs}", f"state_dir={state}", "replicas=1")
     app.graph_cache.node_folder = str(tmp_path / "node")
     make_room(app, 1)
@@ -80,7 +88,7 @@ def test_every_loss_is_made_good_by_the_next_start(make_app, state: str, graphs:
         wait_for(lambda: not psutil.pid_exists(cancelled))
         again()
     wait_for(lambda: not zygotes())
-    assert shared_memory() <= segments
+    mine.check()
 
 
 def forkserver_of(pid: int) -> psutil.Process:
@@ -102,12 +110,11 @@ def _killed_half_way(fleet) -> int:
 
     thread = threading.Thread(target=start)
     thread.start()
-    wait_for(lambda: "replica-0" in fleet._actors, 30)
-    pid = ray.get(fleet._actors["replica-0"].__ray_call__.remote(lambda _: os.getpid()), timeout=60)
-    wait_for(lambda: bool(forkserver_of(pid).children()), 30)
-    time.sleep(0.5)
+    wait_for(lambda: "replica-0" in fleet._actors)
+    pid = ray.get(fleet._actors["replica-0"].__ray_call__.remote(lambda _: os.getpid()), timeout=HANG_S)
+    wait_for(lambda: bool(forkserver_of(pid).children()))
     os.kill(pid, signal.SIGKILL)
-    thread.join(timeout=60)
+    thread.join(timeout=HANG_S)
     assert raised
     fleet._actors.pop("replica-0", None)
     return pid

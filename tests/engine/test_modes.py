@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from orchestrator import models
+from tests.engine import references
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +28,7 @@ def server() -> Iterator[subprocess.Popen[str]]:
     yield process
     process.stdin.close()
     try:
-        process.wait(timeout=10)
+        process.wait(timeout=HANG_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -67,9 +69,10 @@ def test_tokens_and_kv_bytes_are_stocks_cold_and_warm(
     name: str, artifacts: int, starts, make_app, state: str, tmp_path: Path
 ) -> None:
     model = models.resolve(make_app(f"model={name}").model, state)
+    stock = references.stock(starts, name, model, state, f"{tmp_path}/stock")
     ours = {"mode": "layer_index", "cache": f"{tmp_path}/ours"}
-    stock, cold, warm = starts(model, {"mode": "stock", "cache": f"{tmp_path}/stock"}, ours, ours)
-    assert "error" not in stock, stock["error"]
+    cold, warm = starts(model, ours, ours)
+    assert "error" not in cold, cold["error"]
     assert all(int(layer.split()[2]) > 0 for layer in stock["kv"])  # something was written
     if name not in ("tiny_gemma3", "tiny_zamba2"):  # whose kinds of layers share tensors
         assert len({layer.split()[1] for layer in stock["kv"]}) == len(stock["kv"])
@@ -78,6 +81,14 @@ def test_tokens_and_kv_bytes_are_stocks_cold_and_warm(
         assert found["kv"] == stock["kv"]
     assert (cold["loaded"], cold["compiled"], cold["artifacts"]) == (0, 1, artifacts)
     assert (warm["loaded"], warm["compiled"]) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_deepseek_v2"])
+def test_references_are_what_stock_says_today(name: str, starts, make_app, state: str, tmp_path: Path) -> None:
+    model = models.resolve(make_app(f"model={name}").model, state)
+    kept = references.stock(starts, name, model, state, f"{tmp_path}/kept")
+    (today,) = starts(model, {"mode": "stock", "cache": f"{tmp_path}/today"})
+    assert (today["tokens"], today["kv"]) == (kept["tokens"], kept["kv"])
 
 
 def test_layers_that_share_a_kv_cache(starts, make_app, state: str, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,12 @@ import openai
 import psutil
 import pytest
 
-from tests.engine.conftest import shared_memory
+from tests import footprint
+from tests.conftest import ROOT
 from tests.engine.test_forked_replicas import forkserver_of
-from tests.engine.test_sharing import ROOT, end, engine_processes
+from tests.engine.test_sharing import end
+from tests.footprint import Footprint
+from tests.waiting import HANG_S, wait_for
 
 MODEL = "smollm2_135m"
 KEY = "sk-test"
@@ -31,25 +33,24 @@ class Service:
     process: subprocess.Popen[str]
     address: str
     output: list[str]
-    segments: set[str]
-    folders: set[Path]
+    mine: Footprint
 
     def client(self, **more: object) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, timeout=120, **more)
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, timeout=HANG_S, **more)
 
     def post(self, path: str, content: bytes | str, key: str | None = KEY) -> httpx.Response:
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        return httpx.post(f"{self.address}{path}", content=content, headers=headers, timeout=120)
+        return httpx.post(f"{self.address}{path}", content=content, headers=headers, timeout=HANG_S)
 
     def status(self) -> dict:
         return httpx.get(f"{self.address}/status.json", headers={"Authorization": f"Bearer {KEY}"}).json()
 
-    def wait_for(self, condition, seconds: float, what: str) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, what + "\n" + "".join(self.output[-40:])
+    def wait_for(self, condition, what: str) -> None:
+        def holds() -> bool:
             assert self.process.poll() is None, "".join(self.output[-40:])
-            time.sleep(0.25)
+            return condition()
+
+        wait_for(holds, lambda: what + "\n" + "".join(self.output[-40:]), 0.25)
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +66,56 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "serve.target_ongoing_requests=2", "serve.upscale_delay_s=0.5", "serve.downscale_delay_s=600",
         "serve.health_period_s=2", "cluster.num_cpus=4", "engine.kv_cache_gib=0.25",
     ]  # fmt: skip
+    mine = Footprint()
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-    )
-    made = Service(
-        process, f"http://127.0.0.1:{port}", [], shared_memory(), set(Path("/tmp").glob("orchestrator-serve-*"))
-    )
+        command, cwd=ROOT, env=mine.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        process_group=0,
+    )  # fmt: skip
+    made = Service(process, f"http://127.0.0.1:{port}", [], mine)
     reader = threading.Thread(target=lambda: made.output.extend(process.stdout), daemon=True)
     reader.start()
     try:
-        made.wait_for(lambda: any("ready after" in line for line in made.output), 300, "not ready")
-        yield made
+        with mine:
+            made.wait_for(lambda: any("ready after" in line for line in made.output), "not ready")
+            yield made
     finally:
         end(process)
         reader.join(timeout=10)
+
+
+class Streams:
+    """Several streaming requests at once."""
+
+    def __init__(self, service: Service, count: int, tokens: int) -> None:
+        self._service, self._count, self._tokens = service, count, tokens
+        self._begun: list[bool] = []
+        self._endings: list[str] = []
+        self._threads = [threading.Thread(target=self._one) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_for_first_tokens(self) -> None:
+        self._service.wait_for(lambda: len(self._begun) == self._count, "no tokens")
+
+    def endings(self) -> list[str]:
+        """How each ended: its finish reason, "cut", or the error that it was told."""
+        for thread in self._threads:
+            thread.join(timeout=HANG_S)
+        return self._endings
+
+    def _one(self) -> None:
+        reason = "cut"
+        try:
+            parts = self._service.client().completions.create(
+                model=MODEL, prompt="The sea is", max_tokens=self._tokens, stream=True, extra_body={"ignore_eos": True}
+            )
+            for i, part in enumerate(parts):
+                if i == 0:
+                    self._begun.append(True)
+                reason = part.choices[0].finish_reason or reason
+            self._endings.append(reason)
+        except openai.APIError as error:
+            self._endings.append(f"error: {error}")
 
 
 def test_the_official_client(service: Service) -> None:
@@ -135,6 +172,22 @@ def test_without_a_right_key_there_is_nothing(service: Service, key: str | None)
     assert httpx.get(f"{service.address}/health").status_code == 200
 
 
+def test_a_batch_through_it(service: Service, tmp_path: Path) -> None:
+    body = {"model": MODEL, "prompt": "One, two, three,", "max_tokens": 4, "temperature": 0}
+    asked = [{"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions", "body": body} for i in range(12)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    where = [f"batch.url={service.address}", f"batch.input={tmp_path}/in.jsonl", f"hydra.run.dir={tmp_path}/out"]
+    command = [sys.executable, "jobs/batch.py", *where]
+    environment = service.mine.environment(OPENAI_API_KEY=KEY)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in (tmp_path / "in.answers.jsonl").read_text().splitlines()]
+    assert sorted(answer["custom_id"] for answer in answers) == sorted(line["custom_id"] for line in asked)
+    assert len({answer["response"]["body"]["choices"][0]["text"] for answer in answers}) == 1
+
+
 def test_load_brings_a_second_replica_that_compiles_nothing(service: Service) -> None:
     stop = threading.Event()
     failures: list[str] = []
@@ -150,10 +203,10 @@ def test_load_brings_a_second_replica_that_compiles_nothing(service: Service) ->
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
-    service.wait_for(lambda: len(service.status()["replicas"]) == 2, 120, "no second replica")
+    service.wait_for(lambda: len(service.status()["replicas"]) == 2, "no second replica")
     stop.set()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=HANG_S)
     assert failures == []
     found = service.status()
     assert sorted(r["receipt"]["outcome"] for r in found["replicas"]) == ["compiled", "hit"]
@@ -175,61 +228,32 @@ def test_metrics_tell_how_replicas_started(service: Service) -> None:
         text = httpx.get(line.split()[1], timeout=30).text
         return 'outcome="hit"' in text and 'phase="weights"' in text and "vllm_time_to_first_token" in text
 
-    service.wait_for(found, 60, "no metrics")
+    service.wait_for(found, "no metrics")
 
 
 def test_a_killed_engine_ends_its_streams_plainly_and_is_replaced(service: Service) -> None:
-    replicas = [p for p in psutil.process_iter(["cmdline"]) if "model:" in " ".join(p.info["cmdline"] or ())]
-    replicas = [p for p in replicas if p.info["cmdline"][0].startswith("ray::")]
+    replicas = [p for p in footprint.processes("model:") if footprint.line(p).startswith("ray::")]
     assert len(replicas) == 2
     engines = [engine_core(replica) for replica in replicas]
     before = {r["replica"] for r in service.status()["replicas"]}
-    endings: list[str] = []
-
-    def stream() -> None:
-        try:
-            parts = service.client().completions.create(
-                model=MODEL, prompt="The sea is", max_tokens=900, stream=True, extra_body={"ignore_eos": True}
-            )
-            endings.append(next((p.choices[0].finish_reason for p in parts if p.choices[0].finish_reason), "cut"))
-        except openai.APIError as error:
-            endings.append(f"error: {error}")
-
-    threads = [threading.Thread(target=stream) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    time.sleep(2.0)
+    streams = Streams(service, 6, tokens=900)
+    streams.wait_for_first_tokens()
     engines[0].kill()
-    for thread in threads:
-        thread.join(timeout=180)
+    endings = streams.endings()
     assert len(endings) == 6, endings
     assert "cut" not in endings
     assert any(ending.startswith("error") for ending in endings), endings
     assert any(ending == "length" for ending in endings), endings
-    service.wait_for(lambda: {r["replica"] for r in service.status()["replicas"]} - before, 120, "not replaced")
+    service.wait_for(lambda: {r["replica"] for r in service.status()["replicas"]} - before, "not replaced")
     new = next(r for r in service.status()["replicas"] if r["replica"] not in before)
     assert new["receipt"]["outcome"] == "hit"
     assert service.client().completions.create(model=MODEL, prompt="x", max_tokens=1).choices
 
 
 def test_ctrl_c_finishes_what_was_accepted_and_leaves_nothing(service: Service) -> None:
-    endings: list[str] = []
-
-    def ask() -> None:
-        answer = service.client().completions.create(
-            model=MODEL, prompt="The sea is", max_tokens=200, extra_body={"ignore_eos": True}
-        )
-        endings.append(answer.choices[0].finish_reason)
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    time.sleep(3.0)  # all are accepted, and none is answered
+    streams = Streams(service, 3, tokens=200)
+    streams.wait_for_first_tokens()  # all are accepted, and none is answered
     service.process.send_signal(signal.SIGINT)
-    for thread in threads:
-        thread.join(timeout=120)
-    assert service.process.wait(timeout=120) == 0, "".join(service.output[-30:])
-    assert endings == ["length"] * 3
-    assert engine_processes() == []
-    assert set(Path("/tmp").glob("orchestrator-serve-*")) <= service.folders
-    assert shared_memory() <= service.segments
+    assert streams.endings() == ["length"] * 3
+    assert service.process.wait(timeout=HANG_S) == 0, "".join(service.output[-30:])
+    service.mine.check()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import yaml
 
-from tests.engine.conftest import leftovers
-from tests.engine.test_sharing import ROOT, end, engine_processes
+from tests.conftest import ROOT
+from tests.engine.test_sharing import end
+from tests.footprint import Footprint
+from tests.waiting import HANG_S, wait_for
 
 BODY = {"prompt": "one", "max_tokens": 2, "temperature": 0}
 
@@ -24,7 +24,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path) -> None:
+def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path, mine: Footprint) -> None:
     config = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
     port = config["http_options"]["port"] = free_port()
     config["applications"][0]["args"]["overrides"] = [
@@ -32,7 +32,7 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path) -> No
         f"graph_cache.store={tmp_path}/graphs",
     ]
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "RAY_ADDRESS": "local"}  # not a cluster that this machine remembers
+    environment = mine.environment(RAY_ADDRESS="local")  # not a cluster that this machine remembers
     log = (tmp_path / "log").open("w")
     command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "serve.yaml")]
     service = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, process_group=0)
@@ -41,7 +41,7 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path) -> No
         wait_until_served(f"{url}/models", service, tmp_path / "log")
         assert {m["id"] for m in httpx.get(f"{url}/models").json()["data"]} == {"tiny_llama", "tiny_qwen3"}
         for model in ("tiny_llama", "tiny_qwen3"):  # the second one has no replica until it is asked for
-            answer = httpx.post(f"{url}/completions", json={"model": model, **BODY}, timeout=240)
+            answer = httpx.post(f"{url}/completions", json={"model": model, **BODY}, timeout=HANG_S)
             assert answer.status_code == 200, answer.text
             assert answer.json()["usage"]["completion_tokens"] == 2
         page = httpx.get(f"http://127.0.0.1:{port}/status").text
@@ -49,7 +49,7 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path) -> No
         assert "tiny_qwen3" in page
     finally:
         end(service)
-    assert engine_processes() == []
+    mine.check()
 
 
 CALLBACK_ALONE = """
@@ -82,12 +82,13 @@ serve.shutdown()
 """
 
 
-def test_the_callback_alone_shares_graphs_in_an_application_of_rays(make_app, state: str, tmp_path: Path) -> None:
+def test_the_callback_alone_shares_graphs_in_an_application_of_rays(
+    make_app, state: str, tmp_path: Path, mine: Footprint
+) -> None:
     from orchestrator import models
 
     model, port = models.resolve(make_app("model=tiny_llama").model, state), free_port()
-    log, before = tmp_path / "log", leftovers()
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    log, environment = tmp_path / "log", mine.environment(HF_HUB_OFFLINE="1")
     command = [sys.executable, "-c", CALLBACK_ALONE, model, str(tmp_path / "graphs"), str(port)]
     with log.open("w") as out:
         program = subprocess.Popen(
@@ -98,29 +99,26 @@ def test_the_callback_alone_shares_graphs_in_an_application_of_rays(make_app, st
             assert program.stdout
             assert program.stdout.readline() == "SERVING\n", log.read_text()[-3000:]
             url = f"http://127.0.0.1:{port}/v1/completions"
-            answers = [httpx.post(url, json={"model": "tiny", **BODY}, timeout=60).json() for _ in range(8)]
+            answers = [httpx.post(url, json={"model": "tiny", **BODY}, timeout=HANG_S).json() for _ in range(8)]
             program.stdin.write("\n")
             program.stdin.flush()
             assert program.stdout.readline() == "ENTRIES 1\n", log.read_text()[-3000:]
-            assert program.wait(timeout=120) == 0
+            assert program.wait(timeout=HANG_S) == 0
         finally:
             end(program)
     assert len({answer["choices"][0]["text"] for answer in answers}) == 1
     said = log.read_text()
     assert "graph cache compiled" in said
     assert "graph cache hit" in said or "graph cache waited" in said
-    assert engine_processes() == []
-    assert leftovers() <= before
+    mine.check()
 
 
 def wait_until_served(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 240
-    while True:
-        try:
-            if httpx.get(url, timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
+    def served() -> bool:
         assert service.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.5)
+        try:
+            return httpx.get(url, timeout=HANG_S).is_success
+        except httpx.HTTPError:
+            return False
+
+    wait_for(served, lambda: log.read_text()[-3000:], 0.5)

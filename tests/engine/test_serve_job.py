@@ -6,30 +6,33 @@ import json
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import openai
-import psutil
 import pytest
 
+from tests import footprint
 from tests.browser import WIDTHS, browser, check_layout, needs_browser
-from tests.engine.conftest import leftovers
-from tests.engine.test_sharing import ROOT
+from tests.conftest import ROOT
+from tests.footprint import Footprint
 from tests.ray.test_job_submit import RAY, cluster, free_port, status, submit
+from tests.waiting import HANG_S, wait_for
 
 __all__ = ["cluster"]  # the fixture
 REQUESTS = 10_000
 
 
 @pytest.fixture(scope="module")
-def before(cluster: dict[str, str]) -> set[Path]:
-    return leftovers(cluster["TMPDIR"])
+def mine(cluster: dict[str, str]) -> Iterator[Footprint]:
+    """What comes after the cluster."""
+    with Footprint() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def url(before: set[Path], cluster: dict[str, str]) -> str:
+def url(mine: Footprint, cluster: dict[str, str]) -> str:
     port = free_port()
     overrides = [
         "model=tiny_llama", "cluster=existing", f"graph_cache.store={cluster['STATE']}/graphs", f"serve.port={port}",
@@ -39,28 +42,26 @@ def url(before: set[Path], cluster: dict[str, str]) -> str:
     started = submit(cluster, "service", " ".join(overrides), "--no-wait", job="serve", base="")
     assert started.returncode == 0, started.stdout + started.stderr
     found = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 240
-    while True:
-        try:
-            if httpx.get(f"{found}/status.json", timeout=5).json()["replicas"]:  # the front is there before they are
-                break
+
+    def served() -> bool:
+        try:  # the front is there before its replicas are
+            return bool(httpx.get(f"{found}/status.json", timeout=HANG_S).json()["replicas"])
         except (httpx.HTTPError, ValueError, KeyError):
-            pass
-        logs = [RAY, "job", "logs", "service"]
-        assert time.monotonic() < deadline, subprocess.run(logs, env=cluster, capture_output=True, text=True).stdout
-        time.sleep(0.5)
+            return False
+
+    logs = [RAY, "job", "logs", "service"]
+    wait_for(served, lambda: subprocess.run(logs, env=cluster, capture_output=True, text=True).stdout, 0.5)
     return found
 
 
 def replica_processes() -> list[str]:
     """Replicas' and engines'; the cluster keeps what serves its next job: the registry, a node's zygote, Ray Serve."""
-    lines = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
-    return [line for line in lines if any(w in line for w in ("VLLM::", "engine.processes", "ServeReplica"))]
+    return [footprint.line(p) for p in footprint.processes("VLLM::", "engine.processes", "ServeReplica")]
 
 
 def placement_groups(cluster: dict[str, str]) -> list[str]:
     command = [RAY, "list", "placement-groups", "--filter", "state!=REMOVED", "--format", "json"]
-    done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=HANG_S, check=True)
     return [line for line in done.stdout.splitlines() if "placement_group_id" in line]
 
 
@@ -92,16 +93,17 @@ def test_ten_thousand_prompts_with_the_driver_killed_in_the_middle(url: str, tmp
             )
     answers = tmp_path / "in.answers.jsonl"
     first = batch(url, tmp_path)
-    deadline = time.monotonic() + 300
-    while not answers.exists() or answers.read_bytes().count(b"\n") < REQUESTS // 3:
+
+    def a_third() -> bool:
         assert first.poll() is None, first.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+        return answers.exists() and answers.read_bytes().count(b"\n") >= REQUESTS // 3
+
+    wait_for(a_third)
     first.kill()
     first.wait()
     kept = answers.read_bytes().splitlines()[: REQUESTS // 3]
     second = batch(url, tmp_path)
-    said, _ = second.communicate(timeout=400)
+    said, _ = second.communicate(timeout=HANG_S)
     assert second.returncode == 0, said[-3000:]
     lines = answers.read_bytes().splitlines()
     found = [json.loads(line) for line in lines]
@@ -114,19 +116,19 @@ def test_ten_thousand_prompts_with_the_driver_killed_in_the_middle(url: str, tmp
     print(f"{REQUESTS - result['before']} answers in {result['seconds']} s")
 
 
-def test_a_stopped_job_drains_until_its_deadline_and_leaves_nothing(
-    url: str, cluster: dict[str, str], before: set[Path]
-) -> None:
+def test_a_stopped_job_drains_until_its_deadline_and_leaves_nothing(url: str, cluster: dict[str, str]) -> None:
     assert replica_processes()
     assert placement_groups(cluster)
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=HANG_S)
     endings: list[str] = []
+    begun: list[bool] = []
 
     def stream(tokens: int) -> None:
         try:
             parts = client.completions.create(
                 model="tiny_llama", prompt="The sea", max_tokens=tokens, stream=True, extra_body={"ignore_eos": True}
             )
+            begun.append(bool(next(iter(parts)).choices))
             last = [p.choices[0].finish_reason for p in parts if p.choices and p.choices[0].finish_reason]
             endings.append("whole" if last else "cut")
         except openai.APIError as error:
@@ -135,20 +137,20 @@ def test_a_stopped_job_drains_until_its_deadline_and_leaves_nothing(
     threads = [threading.Thread(target=stream, args=(8000,)) for _ in range(3)]
     for thread in threads:
         thread.start()
-    time.sleep(2.0)
-    began = time.monotonic()
+    wait_for(lambda: len(begun) == 3)
     subprocess.run(
-        [RAY, "job", "stop", "service", "--no-wait"], env=cluster, capture_output=True, timeout=90, check=False
+        [RAY, "job", "stop", "service", "--no-wait"], env=cluster, capture_output=True, timeout=HANG_S, check=False
     )
     for thread in threads:
-        thread.join(timeout=60)
-    assert time.monotonic() - began < 45
+        thread.join(timeout=HANG_S)
     assert len(endings) == 3
     assert "cut" not in endings, endings
     assert any(ending.startswith("error") for ending in endings), endings
-    while status(cluster, "service") not in ("STOPPED", "FAILED", "SUCCEEDED"):
-        assert time.monotonic() - began < 90
-        time.sleep(0.5)
-    while left := [*replica_processes(), *placement_groups(cluster), *(leftovers(cluster["TMPDIR"]) - before)]:
-        assert time.monotonic() - began < 120, left
-        time.sleep(0.5)
+    wait_for(lambda: status(cluster, "service") in ("STOPPED", "FAILED", "SUCCEEDED"), pause_s=0.5)
+    files = Path(cluster["TMPDIR"])
+
+    def left() -> list[str]:
+        sockets = [str(p) for p in files.iterdir() if p.is_socket() or p.name.startswith("orchestrator-serve-")]
+        return [*replica_processes(), *placement_groups(cluster), *sockets]
+
+    wait_for(lambda: not left(), lambda: "\n".join(left()), 0.5)

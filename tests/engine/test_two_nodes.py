@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 from orchestrator import models
-from tests.engine.test_sharing import engine_processes
+from tests.footprint import Footprint
 from tests.ray.test_far_nodes import Nodes, pytestmark
 
 __all__ = ["pytestmark"]  # needs mount namespaces
 
 
-def test_the_second_node_compiles_nothing(make_app, tmp_path: Path) -> None:
+def test_the_second_node_compiles_nothing(make_app, tmp_path: Path, mine: Footprint) -> None:
     nodes = Nodes(tmp_path, "engine=cpu", gpus=0)
     model = Path(models.resolve(make_app("model=tiny_llama").model, str(nodes.disk)))
     shutil.copytree(model.parent, nodes.other / "models")
@@ -28,4 +28,4 @@ def test_the_second_node_compiles_nothing(make_app, tmp_path: Path) -> None:
     assert (second["engine"]["loaded"], second["engine"]["compiled"]) == (1, 0)
     assert result["same_tokens"]
     assert ready == [nodes.disk, nodes.other]  # each replica is a fork of its node's zygote
-    assert engine_processes() == []
+    mine.check()

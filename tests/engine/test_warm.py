@@ -9,32 +9,33 @@ from pathlib import Path
 
 from orchestrator.graph_cache import bundle
 from orchestrator.graph_cache.store import Store
-from tests.engine.test_sharing import engine_processes, job
+from tests.engine.test_sharing import job
+from tests.footprint import Footprint
 
 LIMITS = bundle.Limits(1 << 30, 10_000)
 
 
-def test_warm_then_a_later_cluster_loads_then_an_artifact_vllm_does_not_take(tmp_path: Path) -> None:
+def test_warm_then_a_later_cluster_loads_then_an_artifact_vllm_does_not_take(tmp_path: Path, mine: Footprint) -> None:
     home = Path(os.environ.get("ORCHESTRATOR_HOME", Path.home() / ".cache" / "orchestrator"))
     store, key_file = f"{tmp_path}/graphs", f"{tmp_path}/signing.key"
     where = ["model=tiny_llama", "graph_cache=local", f"graph_cache.store={store}", f"graph_cache.key_file={key_file}"]
     where += [f"graph_cache.node_folder={tmp_path}/node", f"state_dir={home}"]
 
-    code, warmed, err = job("jobs/warm.py", *where, f"hydra.run.dir={tmp_path}/warm", cache=None)
+    code, warmed, err = job(mine, "jobs/warm.py", *where, f"hydra.run.dir={tmp_path}/warm", cache=None)
     assert code == 0, err
     assert (warmed["outcomes"], warmed["published"], warmed["kv_parity"]) == (["compiled", "hit"], True, True)
     assert warmed["kv_tokens"][0] == warmed["kv_tokens"][1] > 0
 
     misplace(Store(store), warmed["key"], Path(key_file), tmp_path / "misplaced")
     single = [*where, "replicas=1", f"hydra.run.dir={tmp_path}/run"]
-    code, _, err = job("jobs/run.py", *single, cache=None)
+    code, _, err = job(mine, "jobs/run.py", *single, cache=None)
     assert code == 0, err
     (replica,) = json.loads((tmp_path / "run" / "result.json").read_text())["replicas"]
     assert replica["receipt"]["outcome"] == "inert"
     assert replica["receipt"]["reason"] == "vLLM looked for its graphs under another name"
     assert replica["receipt"]["published"]
     assert replica["engine"]["compiled"] == 1
-    assert engine_processes() == []
+    mine.check()
 
 
 def misplace(store: Store, key: str, key_file: Path, folder: Path) -> None:

@@ -1,0 +1,49 @@
+"""Tests that only `make test-all` runs, each with the reason: `make test` has to stay below 15 minutes on two cores.
+
+`make test` keeps one comparison with stock vLLM for each kind of attention, each way to fail once, and each job once.
+A name stands for all its parameters, or for those in brackets. A test named on pytest's command line runs anyway.
+"""
+
+from __future__ import annotations
+
+_MODES = "engine/test_modes.py::"
+_AS_STOCK = f"{_MODES}test_tokens_and_kv_bytes_are_stocks_cold_and_warm"
+
+# reason -> tests
+LONG: dict[str, tuple[str, ...]] = {
+    "one more architecture of a kind of attention that make test has": (
+        f"{_AS_STOCK}[tiny_qwen3-3]",
+        f"{_AS_STOCK}[tiny_mixtral-3]",
+        f"{_AS_STOCK}[tiny_gemma3-3]",
+        f"{_AS_STOCK}[tiny_zamba2-5]",
+        f"{_MODES}test_layers_that_share_a_kv_cache",
+    ),
+    "starts stock vLLM, which compiles a whole graph at each start": (
+        f"{_MODES}test_references_are_what_stock_says_today",
+        f"{_MODES}test_tensor_parallel_ranks_say_and_store_what_stocks_do",
+        "engine/test_sharing.py::test_a_sweep_sets_ours_beside_stock",
+    ),
+    "seven starts; test_resolver.py has the guard, test_kv_pass.py the modes": (
+        f"{_MODES}test_modes_do_not_share_a_cache_and_the_guard_raises",
+    ),
+    "two ranks on two cores are slow": ("engine/test_sharing.py::test_tensor_parallel_ranks_share_too",),
+    "tests/ray shows the same with the fake engine": (
+        "engine/test_warm.py",
+        "engine/test_two_nodes.py",
+        "engine/test_forked_replicas.py::test_every_loss_is_made_good_by_the_next_start",
+        "engine/test_forked_replicas.py::test_a_preload_module_that_fails_costs_time_not_a_replica",
+    ),
+    "a second service; test_serve.py has one": (
+        "engine/test_serve_apps.py::test_a_config_file_with_two_models_one_of_them_at_zero",
+    ),
+    "a service as a Ray job, and 10,000 requests": ("engine/test_serve_job.py",),
+    "measures first, with up to eight replicas at once": (
+        "ray/test_jobs.py::test_large_clusters_are_simulated_from_what_is_measured",
+    ),
+}
+_NAMES = frozenset(name for names in LONG.values() for name in names)
+
+
+def is_long(test: str) -> bool:
+    """Is a test, named as pytest does, below `tests/`, one of them?"""
+    return bool(_NAMES & {test, test.partition("[")[0], test.partition("::")[0]})
