@@ -107,7 +107,7 @@ FIRST = (
     "engine/test_modes.py::test_tokens_and_kv_bytes_are_stocks_cold_and_warm[tiny_deepseek_v2-4]",
     "engine/test_sharing.py::test_the_second_replica_loads_and_says_the_same",
 )
-THEN = ("engine/test_serve.py", "engine/test_vllm_engine.py", "engine/test_serve_apps.py")
+THEN = ("engine/test_serve.py", "engine/test_vllm_engine.py")
 
 if __name__ == "__main__":
     sys.exit(main())

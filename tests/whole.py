@@ -36,6 +36,9 @@ LONG: dict[str, tuple[str, ...]] = {
     "a second service; test_serve.py has one": (
         "engine/test_serve_apps.py::test_a_config_file_with_two_models_one_of_them_at_zero",
     ),
+    "two replicas that import vLLM each; test_serve.py has the callback in a service of ours": (
+        "engine/test_serve_apps.py::test_the_callback_alone_shares_graphs_in_an_application_of_rays",
+    ),
     "a service as a Ray job, and 10,000 requests": ("engine/test_serve_job.py",),
     "measures first, with up to eight replicas at once": (
         "ray/test_jobs.py::test_large_clusters_are_simulated_from_what_is_measured",

@@ -84,18 +84,16 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 class Streams:
-    """Several streaming requests at once."""
+    """Streaming requests at once. Each begins when the one before it has a token: the router sees who is busy."""
 
     def __init__(self, service: Service, count: int, tokens: int) -> None:
-        self._service, self._count, self._tokens = service, count, tokens
+        self._service, self._tokens = service, tokens
         self._begun: list[bool] = []
         self._endings: list[str] = []
         self._threads = [threading.Thread(target=self._one) for _ in range(count)]
-        for thread in self._threads:
+        for i, thread in enumerate(self._threads):
             thread.start()
-
-    def wait_for_first_tokens(self) -> None:
-        self._service.wait_for(lambda: len(self._begun) == self._count, "no tokens")
+            service.wait_for(lambda begun=i + 1: len(self._begun) == begun, "no tokens")
 
     def endings(self) -> list[str]:
         """How each ended: its finish reason, "cut", or the error that it was told."""
@@ -237,7 +235,6 @@ def test_a_killed_engine_ends_its_streams_plainly_and_is_replaced(service: Servi
     engines = [engine_core(replica) for replica in replicas]
     before = {r["replica"] for r in service.status()["replicas"]}
     streams = Streams(service, 6, tokens=900)
-    streams.wait_for_first_tokens()
     engines[0].kill()
     endings = streams.endings()
     assert len(endings) == 6, endings
@@ -251,8 +248,7 @@ def test_a_killed_engine_ends_its_streams_plainly_and_is_replaced(service: Servi
 
 
 def test_ctrl_c_finishes_what_was_accepted_and_leaves_nothing(service: Service) -> None:
-    streams = Streams(service, 3, tokens=200)
-    streams.wait_for_first_tokens()  # all are accepted, and none is answered
+    streams = Streams(service, 3, tokens=200)  # all are accepted, and none is answered
     service.process.send_signal(signal.SIGINT)
     assert streams.endings() == ["length"] * 3
     assert service.process.wait(timeout=HANG_S) == 0, "".join(service.output[-30:])
