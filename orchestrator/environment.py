@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -36,4 +38,17 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory / 2**30, 1),
         "python": platform.python_version(),
         "versions": versions,
+        **({"gpus": gpus} if (gpus := _gpus()) else {}),
     }
+
+
+def _gpus() -> list[str]:
+    """The names of NVIDIA's GPUs, by its own tool; no CUDA is initialised."""
+    if (tool := shutil.which("nvidia-smi")) is None:
+        return []
+    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in said.splitlines() if line.strip()]

@@ -101,12 +101,13 @@ def use_in_this_process() -> None:
 
 
 def inspect_models_here() -> None:
-    """On CPU, let vLLM look at a model class in this process: its subprocess, 9 s of imports, only shields CUDA."""
-    from vllm.model_executor.models import registry
-    from vllm.platforms import current_platform
+    """Let vLLM look at a model class in this process: its subprocess, 9 s of imports, only shields CUDA.
 
-    if current_platform.is_cpu():
-        registry._run_in_subprocess = lambda inspect: inspect()
+    This process computes nothing, and its engine's processes are spawned, or forked from a server that has not looked.
+    """
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda inspect: inspect()
 
 
 def log_as_told() -> None:

@@ -31,7 +31,8 @@ else:
 load_general_plugins()
 # Each of these takes half a second, once; what they return is remembered, here and in every fork.
 torch_key()
-CacheBase.get_system()
+if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
+    CacheBase.get_system()
 if torch.cuda.is_initialized():  # a fork of an initialised CUDA is broken: better no zygote than a broken engine
     raise SystemExit("importing vLLM initialised CUDA; set cold_start.preload=false")
 

@@ -58,7 +58,7 @@ class Surroundings:
         """Say that vLLM is imported now."""
         preload.log_as_told()
         self.events.mark("import")
-        if self.spec.preload:
+        if self.spec.preload or not (self.spec.cpu or self.spec.stock):
             preload.inspect_models_here()
 
     def begin(self, *, restored: bool, remove: str = "") -> None:

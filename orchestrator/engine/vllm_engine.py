@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
     from vllm.platforms import current_platform
 
     names = ("vllm env", "vllm config", "inductor")
-    own = aot_compile_hash_factors(vllm_config)
+    with _no_device_asked():
+        own = aot_compile_hash_factors(vllm_config)
     factors = dict(zip(names, own, strict=False))
     if len(own) > len(names):
         factors["inductor"] = repr(own[len(names) - 1 :])
@@ -161,6 +163,24 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
         "parallel": f"tp={parallel.tensor_parallel_size} pp={parallel.pipeline_parallel_size} "
         f"dp={parallel.data_parallel_size}",
     }
+
+
+@contextmanager
+def _no_device_asked() -> Iterator[None]:
+    """Inductor's factors hold the GPU's name, and asking for it initialises CUDA here; the key has it from NVML."""
+    import torch
+    from torch._inductor import codecache
+
+    own = codecache.CacheBase.__dict__["get_system"]
+    if torch.version.cuda is None:
+        yield
+        return
+    named = {"triton": codecache.triton_key(), "cuda": torch.version.cuda}
+    codecache.CacheBase.get_system = staticmethod(lambda: named)
+    try:
+        yield
+    finally:
+        codecache.CacheBase.get_system = own
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,38 @@
+"""What the GPU paths do that can be seen where there is none."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from orchestrator import environment
+
+
+def test_the_machine_names_its_gpus(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "gpus" not in environment.machine()
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 580.1'\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    assert environment.machine()["gpus"] == ["NVIDIA H100 80GB HBM3, 580.1"]
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert "gpus" not in environment.machine()
+
+
+def test_the_compile_key_asks_cuda_for_nothing(monkeypatch) -> None:
+    torch = pytest.importorskip("torch")
+    codecache = pytest.importorskip("torch._inductor.codecache")
+    from orchestrator.engine.vllm_engine import _no_device_asked
+
+    def asked() -> None:
+        raise AssertionError("CUDA was initialised")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "_lazy_init", asked)
+    monkeypatch.setattr(codecache, "triton_key", lambda: "a key")
+    before = codecache.CacheBase.__dict__["get_system"]
+    with _no_device_asked():
+        assert codecache.CacheBase.get_system() == {"triton": "a key", "cuda": "13.0"}
+    assert codecache.CacheBase.__dict__["get_system"] is before
