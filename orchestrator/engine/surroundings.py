@@ -51,6 +51,11 @@ class Surroundings:
         )
         if len(self.spec.scratch) < _LONGEST_FOLDER:  # vLLM leaves its sockets behind
             os.environ["VLLM_RPC_BASE_PATH"] = self.spec.scratch
+        if not (self.spec.cpu or self.spec.stock):
+            # Triton's own default, said aloud: else an engine that compiles keeps its kernels in its own cache root,
+            # and the next one, which does not, makes those of vLLM's model runner again (20 s)
+            home = os.environ.get("TRITON_HOME") or str(Path.home())
+            os.environ.setdefault("TRITON_CACHE_DIR", f"{home}/.triton/cache")
         if self.spec.cpu:
             _bind_threads(int(self.spec.args.get("tensor_parallel_size", 1)))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from orchestrator import environment
+from orchestrator.engine.base import EngineSpec
+from orchestrator.engine.surroundings import Surroundings
 
 
 def test_the_machine_names_its_gpus(tmp_path: Path, monkeypatch) -> None:
@@ -36,3 +39,34 @@ def test_the_compile_key_asks_cuda_for_nothing(monkeypatch) -> None:
     with _no_device_asked():
         assert codecache.CacheBase.get_system() == {"triton": "a key", "cuda": "13.0"}
     assert codecache.CacheBase.__dict__["get_system"] is before
+
+
+@pytest.mark.parametrize(
+    ("stock", "cpu", "before", "expected"),
+    [
+        (False, False, None, ".triton/cache"),
+        (False, False, "/mine", "/mine"),
+        (True, False, None, None),
+        (False, True, None, None),
+    ],
+)
+def test_engines_of_a_node_share_tritons_cache(stock, cpu, before, expected, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "HOME": str(tmp_path)})
+    os.environ.pop("TRITON_CACHE_DIR", None)
+    os.environ.pop("TRITON_HOME", None)
+    if before:
+        os.environ["TRITON_CACHE_DIR"] = before
+    spec = EngineSpec(
+        replica="r",
+        model="m",
+        args={},
+        env={},
+        scratch=str(tmp_path),
+        cache_root="c",
+        start_timeout_s=9,
+        stock=stock,
+        cpu=cpu,
+    )
+    Surroundings(spec).enter()
+    found = os.environ.get("TRITON_CACHE_DIR")
+    assert found == (str(tmp_path / expected) if expected and not before else before)
