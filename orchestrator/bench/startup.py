@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -71,7 +75,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
             cell = deepcopy(app)
             cell.graph_cache.store = f"{app.graph_cache.store}/{turn}"
             cell.graph_cache.node_folder = f"{app.graph_cache.node_folder}/{turn}-{i}"
-            with run.session(cell, say) as session:
+            with _own_triton_cache(), run.session(cell, say) as session:
                 for way in ways:
                     if way.prefetch:
                         _make_ready(cell)
@@ -104,6 +108,20 @@ def _start(session: run.Session, app: AppConfig, way: Way) -> tuple[StartReport,
     seconds = [fleet.ask_one("replica-0", ["The sea"], Sampling(max_tokens=1))[0].ttft_s for _ in range(3)]
     fleet.stop()
     return report, min(seconds)
+
+
+@contextmanager
+def _own_triton_cache() -> Iterator[None]:
+    """What Triton has made for a node's earlier engines, stock or ours, is gone too."""
+    before = os.environ.get("TRITON_HOME")
+    with tempfile.TemporaryDirectory(prefix="orchestrator-triton-") as folder:
+        os.environ["TRITON_HOME"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("TRITON_HOME")
+            if before is not None:
+                os.environ["TRITON_HOME"] = before
 
 
 def _make_ready(app: AppConfig) -> None:
