@@ -2,7 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-TEST := $(BIN)/python -m pytest -q
 
 .PHONY: run test test-all unit ray engine check setup versions peer lock clean
 
@@ -28,13 +27,14 @@ DEVICE ?= cpu
 setup:
 	@$(PYTHON) deploy/install.py $(VENV) --device $(DEVICE) $(ARGS)
 
-$(VENV)/.run: requirements-cpu.lock pyproject.toml deploy/install.py
+ASKED := requirements-cpu.lock pyproject.toml setup.py deploy/install.py
+$(VENV)/.run: $(ASKED)
 	@$(PYTHON) deploy/install.py $(VENV)
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+$(VENV)/.dev: requirements-dev.lock $(ASKED)
 	@$(PYTHON) deploy/install.py $(VENV) --dev
-	@touch $@
+	@touch $@ $(VENV)/.run
 
 # Optional: other vLLM versions work, or refuse in one line. Each is half a gigabyte in a folder of its own.
 VERSIONS ?= 0.29.0 0.30.0 0.31.0

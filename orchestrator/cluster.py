@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import psutil
 import ray
@@ -74,7 +74,7 @@ def connected(
     finally:
         ray.shutdown()
         if cluster.kind is ClusterKind.local:
-            _wait_for_children(before)
+            ray_start.end_children(before, patience_s=5.0)  # a caller that looks then finds none
 
 
 def _reach(address: str) -> None:
@@ -82,15 +82,6 @@ def _reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=5.0).close()
-
-
-def _wait_for_children(before: set[int]) -> None:
-    """Ray's daemons end a moment after shutdown returns; a caller that looks then finds none."""
-    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
-    _, alive = psutil.wait_procs(left, timeout=5.0)
-    for child in alive:
-        with suppress(psutil.Error):
-            child.kill()
 
 
 def visible_gpus() -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import os
 import random
+import re
 import socket
-import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ AGENT_PORTS = (
     "dashboard_agent_listen_port",
     "runtime_env_agent_port",
 )
+_FLAG = "--dashboard_agent_listen_port"  # raylet's
 _RANGE = range(20_000, 32_000)  # below the ports that Linux gives to outgoing connections, and above Ray's workers'
 # Ray's own limits on a slow start, in its own units; what the user has set stands.
 _PATIENCE = {"RAY_agent_register_timeout_ms": "600000", "RAY_gcs_server_port_wait_time_s": "300"}
@@ -46,23 +48,26 @@ def start(say: Say, **arguments: Any) -> None:
     Raises:
         ClusterError: Ray did not start; the message has the cause from Ray's own log.
     """
+    if ray.is_initialized():
+        raise ClusterError("This process is connected to a Ray already.", hint="Call ray.shutdown() first.")
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     for attempt in range(1, _ATTEMPTS + 1):
         before = {child.pid for child in psutil.Process().children(recursive=True)}
+        began = time.time()
         say("cluster", "starting Ray" + (", once more" if attempt > 1 else ""))
         try:
             with _given(free_ports(len(AGENT_PORTS))):
                 ray.init(address="local", **arguments)
+        except (TypeError, ValueError):
+            raise  # wrong arguments stay wrong
         except Exception as error:
-            cause = log_says(os.getpid()) or " ".join(str(error).split())
+            cause = f"{' '.join(str(error).split())} {log_says(began)}".strip()
             ray.shutdown()
-            _kill_new(before)
+            end_children(before, patience_s=0.0)
             if attempt == _ATTEMPTS:
-                raise ClusterError(
-                    f"Ray did not start: {cause}",
-                    hint="See session_latest/logs in Ray's temporary folder (RAY_TMPDIR, else /tmp/ray).",
-                ) from error
+                hint = f"Its logs are in {_sessions()}/session_latest/logs."
+                raise ClusterError(f"Ray did not start: {cause}", hint=hint) from error
             say("cluster", f"Ray did not start: {cause}")
         else:
             return
@@ -84,10 +89,14 @@ def free_ports(count: int) -> list[int]:
     raise ClusterError(f"No {count} free ports between {_RANGE.start} and {_RANGE.stop}.")
 
 
-def log_says(pid: int) -> str:
-    """The gravest line in the logs of the newest Ray session that a process began; "" where there is none."""
-    root = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
-    sessions = sorted(root.glob(f"session_*_{pid}"), key=lambda folder: folder.stat().st_mtime)
+def log_says(began: float) -> str:
+    """The gravest line in the logs of the Ray session that this process began since then; "" where there is none.
+
+    Args:
+        began: seconds since the epoch.
+    """
+    sessions = [p for p in _sessions().glob(f"session_*_{os.getpid()}") if p.stat().st_mtime >= began]
+    sessions.sort(key=lambda folder: folder.stat().st_mtime)
     if not sessions:
         return ""
     for mark in _GRAVE:
@@ -114,17 +123,50 @@ def _given(ports: list[int]) -> Iterator[None]:
 
     plain, parameter.RayParams = parameter.RayParams, WithPorts
     try:
-        yield
+        with told_raylets():
+            yield
     finally:
         parameter.RayParams = plain
 
 
-def _kill_new(before: set[int]) -> None:
-    """What a start that failed has left running."""
+@contextmanager
+def told_raylets() -> Iterator[None]:
+    """Raylets that this process starts meanwhile are told the port that their agent was given to listen on.
+
+    Ray tells them the agents' other ports, and keeps this one from them: they would wait for it all the same.
+    """
+    plain = ray._private.services.start_ray_process
+
+    def start_process(command: list[str], kind: str, *words: Any, **named: Any) -> Any:
+        if kind == ray._private.ray_constants.PROCESS_TYPE_RAYLET and not any(_FLAG in word for word in command):
+            port = re.search(r"--listen-port=(\d+)", " ".join(command))
+            command = [*command, f"{_FLAG}={port[1]}"] if port else command
+        return plain(command, kind, *words, **named)
+
+    ray._private.services.start_ray_process = start_process
+    try:
+        yield
+    finally:
+        ray._private.services.start_ray_process = plain
+
+
+def end_children(before: set[int], patience_s: float) -> None:
+    """Let Ray's processes end by themselves for a while, then kill what is left of them.
+
+    Args:
+        before: process ids of children that are not Ray's.
+        patience_s: seconds.
+    """
     left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
-    for child in left:
-        try:
-            child.kill()
-        except psutil.Error:
-            continue
-    psutil.wait_procs(left, timeout=5.0)
+    _, alive = psutil.wait_procs(left, timeout=patience_s)
+    session = re.compile(rf"session_\S+_{os.getpid()}\b")
+    for child in alive:
+        with suppress(psutil.Error):
+            if session.search(" ".join(child.cmdline())) or child.name().startswith("ray::"):
+                child.kill()
+    psutil.wait_procs(alive, timeout=patience_s)
+
+
+def _sessions() -> Path:
+    """Where Ray keeps its sessions."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"  # noqa: S108

@@ -30,9 +30,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tier = Path(item.fspath).parent.name
         if tier in ("ray", "engine", "gpu"):
             item.add_marker(tier)
-    named = any("::" in word for word in config.args)
-    if not named and os.environ.get("ORCHESTRATOR_TEST_ALL") != "1":
-        long = [item for item in items if whole.is_long(name_of(item))]
+    if os.environ.get("ORCHESTRATOR_TEST_ALL") != "1":
+        named = tuple(word for word in config.args if "::" in word)
+        long = [item for item in items if whole.is_long(name_of(item)) and not item.nodeid.startswith(named or "?")]
         if long:
             config.hook.pytest_deselected(items=long)
             items[:] = [item for item in items if item not in long]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 import threading
 import uuid
@@ -30,16 +31,29 @@ def put_mark() -> None:
 def processes(*words: str) -> list[psutil.Process]:
     """What this test process has running, without itself; with `words`, those whose command line has one of them."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
-    marked: dict[int, psutil.Process] = {}
+    marked = {p.pid: p for p in psutil.Process().children(recursive=True)}
+    rest = []
     for process in psutil.process_iter(["ppid", "status"]):
         try:
-            # who changes its title may overwrite its environment: then it is known by its parent
-            ours = mark in Path(f"/proc/{process.pid}/environ").read_bytes() or process.info["ppid"] in marked
+            found = mark in Path(f"/proc/{process.pid}/environ").read_bytes()
         except OSError:
             continue
-        if ours and process.pid != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE:
+        if found:
             marked[process.pid] = process
-    return [p for p in marked.values() if not words or any(word in line(p) for word in words)]
+        else:
+            rest.append(process)
+    while more := [p for p in rest if p.info["ppid"] in marked and p.pid not in marked]:
+        marked.update({p.pid: p for p in more})  # who changes its title may overwrite its environment
+    marked.pop(os.getpid(), None)
+    found = [p for p in marked.values() if not words or any(word in line(p) for word in words)]
+    return [p for p in found if _runs(p)]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def line(process: psutil.Process) -> str:
@@ -71,6 +85,7 @@ class Footprint:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def environment(self, **more: str) -> dict[str, str]:
         """For what the test starts: its temporary files lie in this footprint's folder, Ray's where its sockets fit."""
@@ -86,12 +101,15 @@ class Footprint:
     def check(self, *spared: str) -> None:
         """Wait until nothing is left: Ray's processes and reapers end a moment after what they belong to."""
         wait_for(lambda: not self.left(*spared), lambda: "\n".join(self.left(*spared)))
+        assert self._thread.is_alive(), "nobody noted shared memory"
 
     def _look(self) -> None:
         """Note shared memory while it is mapped: nobody can tell later whose it was."""
         while not self._done.wait(_LOOK_S):
             inodes = {entry.inode(): Path(entry.path) for entry in os.scandir("/dev/shm")}
             for process in processes():
+                if process.pid in self._before:
+                    continue
                 try:
                     maps = Path(f"/proc/{process.pid}/maps").read_text()
                 except OSError:

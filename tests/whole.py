@@ -40,13 +40,14 @@ LONG: dict[str, tuple[str, ...]] = {
         "engine/test_serve_apps.py::test_the_callback_alone_shares_graphs_in_an_application_of_rays",
     ),
     "a service as a Ray job, and 10,000 requests": ("engine/test_serve_job.py",),
+    "waits until Ray gives up": ("ray/test_ray_start.py::test_without_given_ports_it_does_not",),
     "measures first, with up to eight replicas at once": (
-        "ray/test_jobs.py::test_large_clusters_are_simulated_from_what_is_measured",
+        "ray/test_sweeps.py::test_large_clusters_are_simulated_from_what_is_measured",
     ),
 }
-_NAMES = frozenset(name for names in LONG.values() for name in names)
+NAMES = frozenset(name for names in LONG.values() for name in names)
 
 
 def is_long(test: str) -> bool:
     """Is a test, named as pytest does, below `tests/`, one of them?"""
-    return bool(_NAMES & {test, test.partition("[")[0], test.partition("::")[0]})
+    return bool(NAMES & {test, test.partition("[")[0], test.partition("::")[0]})

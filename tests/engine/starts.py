@@ -16,8 +16,12 @@ import signal
 import sys
 from typing import Any
 
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for kv_digests, with several ranks
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # for kv_digests, with several ranks
+}
 _DEADLINE_S = 1200  # ends a hang
 PROMPTS = ["The capital of France is", "def main(argument):", "Hello, my name is", "0 1 2 3 4 5 6 7 8 9 10"]
 
@@ -104,6 +108,7 @@ def plant_wrong_order() -> None:
 
 
 def serve() -> None:
+    os.environ |= ENVIRONMENT
     import orchestrator.engine.preloaded  # noqa: F401
     from orchestrator.engine import preload
 

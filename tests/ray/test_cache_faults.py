@@ -10,17 +10,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 
+from orchestrator.fleet import Fleet
 from orchestrator.graph_cache import bundle, registry
 from orchestrator.graph_cache.client import CacheSettings
 from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.graph_cache.store import Store
+from orchestrator.plan import ReplicaPlan
+from tests.waiting import HANG_S, wait_for
 
 
 def bundle_file(cache: CacheSettings) -> Path:
@@ -100,6 +103,8 @@ def test_a_publisher_killed_between_bundle_and_pointer_changes_nothing(make_flee
     script = f"""
 import os, signal
 from orchestrator.graph_cache.store import Store
+from orchestrator.plan import ReplicaPlan
+from tests.waiting import HANG_S, wait_for
 write = Store._write
 def die(self, path, data):
     if path.endswith("latest.json"):
@@ -117,68 +122,126 @@ Store({cache.store!r}).save({report.receipt.key!r}, 9, b"half published", {{}})
         assert fleet.start()[0].receipt.outcome is Outcome.hit
 
 
-def leading_pid(fleet) -> int:
-    """The process of the replica that compiles now."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        for actor in list(fleet._actors.values()):
-            pid, leads = ray.get(actor.__ray_call__.remote(lambda replica: (os.getpid(), replica._cache._leads)))
-            if leads:
-                return pid
-        time.sleep(0.05)
-    raise AssertionError("nobody leads")
+def leader(cache: CacheSettings) -> str:
+    """The replica that compiles now, by the registry's word."""
+
+    def ask(actor: registry.Registry) -> str:
+        return next((entry.leader for entry in actor._entries.values()), "")
+
+    found: list[str] = []
+
+    def leads() -> bool:
+        found[:] = [ray.get(cache.registry.__ray_call__.remote(ask)).partition("/")[0]]
+        return bool(found[0])
+
+    wait_for(leads, "nobody leads", pause_s=0.05)
+    return found[0]
+
+
+def pid_of(fleet: Fleet, name: str) -> int:
+    return ray.get(fleet._actors[name].__ray_call__.remote(lambda _: os.getpid()))
+
+
+def end_lease(cache: CacheSettings, who: str) -> None:
+    """As if a leader had been silent for the length of its lease, at any speed of this machine."""
+
+    def end(actor: registry.Registry) -> bool:
+        led = [entry for entry in actor._entries.values() if entry.leader.startswith(who)]
+        for entry in led:
+            entry.lease_until = time.monotonic() - 1
+            entry.changed.set()
+        return not led
+
+    # again and again: who waits in the registry may not yet have begun to when it is told first
+    wait_for(lambda: ray.get(cache.registry.__ray_call__.remote(end)))
+
+
+class Starting(threading.Thread):
+    """A start of some of a fleet's replicas, in the background.
+
+    Attributes:
+        error: what it ended with.
+    """
+
+    def __init__(self, fleet: Fleet, replicas: Sequence[ReplicaPlan]) -> None:
+        super().__init__(daemon=True)
+        self.error: Exception | None = None
+        self._fleet, self._replicas = fleet, replicas
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._fleet._start_together(self._replicas)
+        except Exception as error:
+            self.error = error
+
+    def end(self) -> None:
+        self.join(HANG_S)
+        assert not self.is_alive()
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["killed", "stopped, then resumed"])
 def test_another_takes_over_from_a_leader(stopped: bool, make_fleet, cache) -> None:
-    with make_fleet(replicas=3, fake_compile_s=1.5) as fleet:
-        failed: list[Exception] = []
-
-        def start() -> None:
-            try:
-                fleet._start_together(fleet.plan.replicas)
-            except Exception as error:
-                failed.append(error)
-
-        starting = threading.Thread(target=start)
-        starting.start()
-        pid = leading_pid(fleet)
+    with make_fleet(replicas=3, fake_compile_s=4) as fleet:
+        first, *others = (slow_only(replica, "replica-0") for replica in fleet.plan.replicas)
+        leading = Starting(fleet, [first])
+        assert leader(cache) == "replica-0"
+        pid = pid_of(fleet, "replica-0")
         os.kill(pid, signal.SIGSTOP if stopped else signal.SIGKILL)
+        waiting = Starting(fleet, others)
+        wait_for(lambda: all(asks(fleet, replica.name) for replica in others))
+        assert leader(cache) == "replica-0"  # silent, and believed until its lease ends
+        end_lease(cache, "replica-0")
+        waiting.end()  # another has compiled and published
+        assert waiting.error is None
         if stopped:
-            time.sleep(3.5)  # past the lease of 1 s: another compiles and publishes meanwhile
             os.kill(pid, signal.SIGCONT)
-        starting.join(60)
-        assert not starting.is_alive()
+        leading.end()
         receipts = {name: report.receipt for name, report in fleet.reports.items()}
         if stopped:
-            assert not failed
+            assert leading.error is None
             assert len(receipts) == 3
-            late = [r for r in receipts.values() if r.outcome is Outcome.compiled and not r.published]
-            assert [r.reason for r in late] == ["another replica took over the key meanwhile"]
+            late = receipts["replica-0"]
+            assert (late.outcome, late.published) == (Outcome.compiled, False)
+            assert late.reason == "another replica took over the key meanwhile"
         else:
-            assert "its process died" in str(failed[0])
-            names = [n for n in fleet._actors if n not in receipts]
-            for name in names:
-                receipts[name] = fleet.restart(name).receipt  # the dead one, and those whose reports went unread
-        generations = [r.generation for r in receipts.values() if r.published]
-        assert generations in ([2], [])
-        assert len([r for r in receipts.values() if r.outcome in (Outcome.hit, Outcome.waited)]) >= 1
+            assert "its process died" in str(leading.error)
+            receipts["replica-0"] = fleet.restart("replica-0").receipt
+            assert receipts["replica-0"].outcome is Outcome.hit
+        assert [r.generation for r in receipts.values() if r.published] == [2]
+        found = sorted(receipts[replica.name].outcome.value for replica in others)
+        assert found in (["compiled", "hit"], ["compiled", "waited"])
+
+
+def slow_only(replica: ReplicaPlan, name: str) -> ReplicaPlan:
+    """The replica's plan; all but the named one compile at once."""
+    if replica.name == name:
+        return replica
+    args = {**replica.spec.args, "fake_compile_s": 0.1}
+    return replace(replica, spec=replace(replica.spec, args=args))
+
+
+def asks(fleet: Fleet, name: str) -> bool:
+    """Has a replica come as far as its question to the registry?"""
+    events = Path(next(r for r in fleet.plan.replicas if r.name == name).spec.events_file)
+    return events.is_file() and '"plan"' in events.read_text()
 
 
 def test_a_registry_killed_while_a_leader_compiles_loses_nothing(make_fleet, cache) -> None:
-    with make_fleet(replicas=2, fake_compile_s=3) as fleet:
-        starting = threading.Thread(target=fleet.start)
-        starting.start()
-        leading_pid(fleet)
+    with make_fleet(replicas=2, fake_compile_s=2) as fleet:
+        first, other = fleet.plan.replicas
+        leading = Starting(fleet, [first])
+        assert leader(cache) == "replica-0"
         restart(cache)
-        starting.join(60)
+        leading.end()
+        Starting(fleet, [other]).end()
         found = [report.receipt for report in fleet.reports.values()]
     assert [r.outcome for r in found] == [Outcome.compiled, Outcome.hit]
     assert found[0].published
 
 
 def test_an_object_store_without_room_is_served_from_the_durable_store(make_fleet, cache, tmp_path: Path) -> None:
-    small = registry.connect(f"small-{tmp_path.name}", cache.store, 1.0, 60.0, 1)
+    small = registry.connect(f"small-{tmp_path.name}", cache.store, HANG_S, HANG_S, 1)
     settings = replace(cache, registry=small)
     with make_fleet(replicas=1, settings=settings) as fleet:
         assert fleet.start()[0].receipt.published
@@ -198,7 +261,7 @@ def test_a_node_folder_that_cannot_be_written_costs_only_the_sharing(folder: str
 
 def test_a_full_disk_under_the_durable_store_costs_only_the_copy(make_fleet, cache, tmp_path: Path) -> None:
     """Every write of the registry's store fails as on a full disk; memory serves what was compiled."""
-    handle = registry.connect(f"full-{tmp_path.name}", cache.store, 1.0, 60.0, 64 << 20)
+    handle = registry.connect(f"full-{tmp_path.name}", cache.store, HANG_S, HANG_S, 64 << 20)
 
     def fill(actor: registry.Registry) -> None:
         def write(path: str, data: object) -> None:
@@ -217,7 +280,7 @@ def test_a_full_disk_under_the_durable_store_costs_only_the_copy(make_fleet, cac
 def test_two_drivers_make_one_registry(local_ray: None, tmp_path: Path) -> None:
     @ray.remote(num_cpus=1)
     def driver() -> str:
-        handle = registry.connect(f"race-{tmp_path.name}", str(tmp_path), 1.0, 60.0, 1 << 20)
+        handle = registry.connect(f"race-{tmp_path.name}", str(tmp_path), HANG_S, HANG_S, 1 << 20)
         ray.get(handle.held_bytes.remote())
         return str(handle._actor_id.hex())
 

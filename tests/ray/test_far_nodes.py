@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.ray.test_job_submit import RAY, ROOT, free_port
+from tests.ray.ray_nodes import RAY, START, flags, free_port, patience
+from tests.ray.test_jobs import PATIENT
+from tests.unit.commands import ROOT
+from tests.waiting import HANG_S, wait_for
 
 NAMESPACES = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 pytestmark = pytest.mark.skipif(not NAMESPACES, reason="a mount namespace needs root")
-BASE = ("model=tiny_llama", "cluster=existing", "graph_cache.lease_s=5")
+BASE = ("model=tiny_llama", "cluster=existing", *PATIENT)
 
 
 class Nodes:
@@ -38,7 +41,7 @@ class Nodes:
         self.port = free_port()
         self.environment = {
             **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32,
-            "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray", dir="/tmp"),
+            "RAY_TMPDIR": tempfile.mkdtemp(prefix="r-", dir="/tmp"), **patience(),
             "ORCHESTRATOR_HOME": str(self.disk), "TMPDIR": str(self.disk), "ORCHESTRATOR_SIGNING_KEY": "ab" * 32,
         }  # fmt: skip
         self.environment.pop("RAY_ADDRESS", None)
@@ -48,19 +51,19 @@ class Nodes:
     def start(self) -> None:
         common = ["--block", "--num-cpus=1", f"--num-gpus={self._gpus}", "--disable-usage-stats"]
         common.append("--object-store-memory=100000000")
-        self._run([RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={self.port}",
-                   "--include-dashboard=false", '--resources={"first": 1}', *common])  # fmt: skip
-        self._until(self._listens)
-        join = [RAY, "start", f"--address=127.0.0.1:{self.port}", '--resources={"second": 1}', *common]
+        self._run([*START, "--head", "--node-ip-address=127.0.0.1", f"--port={self.port}",
+                   "--include-dashboard=false", '--resources={"first": 1}', *flags(head=True), *common])  # fmt: skip
+        wait_for(self._listens, self._status)
+        join = [*START, f"--address=127.0.0.1:{self.port}", '--resources={"second": 1}', *flags(), *common]
         script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
         self._run(["unshare", "--mount", "sh", "-c", script, "sh", str(self.other), str(self.disk), *join])
-        self._until(lambda: self._status().count(" node_") == 2)
+        wait_for(lambda: self._status().count(" node_") == 2, self._status)
 
     def run(self, *overrides: str) -> dict:
         here = (f"cluster.address=127.0.0.1:{self.port}", f"hydra.run.dir={self.disk}/out")
         command = [sys.executable, "jobs/run.py", *BASE, self._engine, *here, *overrides]
         done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=HANG_S, check=False
         )
         assert "RESULT " in done.stdout, done.stderr[-3000:]
         result = json.loads(done.stdout.rpartition("RESULT ")[2])
@@ -73,7 +76,8 @@ class Nodes:
         family = [process for top in tops for process in (top, *top.children(recursive=True))]
         for process in family:
             process.kill()
-        psutil.wait_procs(family, timeout=15)
+        psutil.wait_procs(family, timeout=HANG_S)
+        shutil.rmtree(self.environment["RAY_TMPDIR"], ignore_errors=True)
 
     def _run(self, command: list[str]) -> None:
         self._processes.append(
@@ -86,14 +90,10 @@ class Nodes:
 
     def _status(self) -> str:
         command = [RAY, "status", f"--address=127.0.0.1:{self.port}"]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=HANG_S, check=False
+        )
         return done.stdout
-
-    def _until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, self._status()
-            time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")

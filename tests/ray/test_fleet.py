@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from orchestrator.engine import Sampling, processes
 from orchestrator.errors import EngineStartError, OrchestratorError, PlacementError
 from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.replica import Answer
+from tests.waiting import wait_for
 
 
 def outcomes(reports) -> list[Outcome]:
@@ -36,14 +36,11 @@ def test_one_compiles_and_the_others_load(make_fleet, tmp_path: Path) -> None:
             a.token_ids for a in fleet.ask_one("replica-3", ["a", "b"], Sampling(max_tokens=3))
         ]
     assert not list((tmp_path / "scratch").glob("replica-*"))
-    deadline = time.monotonic() + 10
-    while (free := ray.available_resources().get("CPU")) != 8.0 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert free == 8.0
+    wait_for(lambda: ray.available_resources().get("CPU") == 8.0, "not all CPUs are given back")
 
 
 def test_many_cold_at_once_compile_once(make_fleet) -> None:
-    with make_fleet(replicas=8, fake_compile_s=2) as fleet:
+    with make_fleet(replicas=8, fake_compile_s=1) as fleet:
         fleet._start_together(fleet.plan.replicas)  # all cold, none first
         found = outcomes(fleet.reports.values())
         assert found.count(Outcome.compiled) == 1
@@ -52,12 +49,10 @@ def test_many_cold_at_once_compile_once(make_fleet) -> None:
 
 def test_a_failing_start_has_its_root_cause_and_frees_the_key(make_fleet) -> None:
     with make_fleet(fake_fail="start") as fleet:
-        began = time.monotonic()
         with pytest.raises(EngineStartError) as caught:
             fleet.start()
-        assert caught.value.cause == "RuntimeError: out of fake memory"
+        assert caught.value.cause == "RuntimeError: out of fake memory"  # and not its deadline's end
         assert caught.value.replica == "replica-0"
-        assert time.monotonic() - began < 10
     with make_fleet(replicas=1) as fleet:
         assert outcomes(fleet.start()) == [Outcome.compiled]
 
@@ -90,7 +85,7 @@ def test_requests_fail_plainly_when_nobody_is_left(make_fleet) -> None:
 
 
 def test_no_room_says_which_bundle(make_fleet) -> None:
-    with make_fleet(replicas=1) as fleet:
+    with make_fleet(replicas=1, place=1.0) as fleet:
         bundles = ({"CPU": 64.0},)
         fleet.plan = replace(fleet.plan, replicas=(replace(fleet.plan.replicas[0], bundles=bundles),))
         with pytest.raises(PlacementError) as caught:
@@ -162,7 +157,4 @@ def test_the_reaper_outlives_a_worker_of_rays(end, local_ray: None, tmp_path: Pa
     owner = Owner.remote()
     ray.get(owner.own.remote(str(folder)))
     end(owner)
-    deadline = time.monotonic() + 20
-    while folder.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: not folder.exists())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,15 @@ from orchestrator.graph_cache import registry
 from orchestrator.graph_cache.client import CacheSettings
 from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.graph_cache.registry import Registry
+from tests.ray.ray_nodes import agents
 from tests.ray.test_zygote import PRELOAD
+from tests.waiting import HANG_S, wait_for
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 100 << 20})
+def cluster(no_ray: None) -> Iterator[Cluster]:
+    head = {"num_cpus": 4, "object_store_memory": 100 << 20, **agents()}
+    found = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=found.address, log_to_driver=False)
     yield found
     ray.shutdown()
@@ -39,8 +42,8 @@ def local_ray(cluster: Cluster) -> None:
 
 def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSettings, tmp_path: Path) -> None:
     def add() -> object:
-        added = cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"registry": 1})
-        cluster.wait_for_nodes()
+        added = cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"registry": 1}, **agents())
+        cluster.wait_for_nodes(timeout=HANG_S)
         return added
 
     node = add()
@@ -55,7 +58,7 @@ def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSe
             max_task_retries=3,
             resources={"registry": 1},
         )
-        .remote(cache.store, 1.0)
+        .remote(cache.store, HANG_S)
     )
     settings = replace(cache, registry=handle)
     where = ray.get(handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()))
@@ -73,7 +76,7 @@ def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSe
 
 def test_two_hundred_bundles_come_and_go_and_nothing_stays(cluster: Cluster, tmp_path: Path) -> None:
     """20 MB each, through an object store of 100 MB: only a bounded part is held, and evicted entries free theirs."""
-    handle = registry.connect(f"many-{tmp_path.name}", str(tmp_path / "graphs"), 5.0, 60.0, 45 << 20)
+    handle = registry.connect(f"many-{tmp_path.name}", str(tmp_path / "graphs"), HANG_S, HANG_S, 45 << 20)
 
     def resident(_: object) -> int:  # local, so that it travels by value
         return int(psutil.Process().memory_info().rss)
@@ -93,21 +96,19 @@ def test_two_hundred_bundles_come_and_go_and_nothing_stays(cluster: Cluster, tmp
     assert ray.get(handle.held_bytes.remote()) == 0
     assert ray.get(handle.__ray_call__.remote(resident)) < rss + (60 << 20)
     assert list((tmp_path / "graphs").iterdir()) == []
-    deadline = time.monotonic() + 20  # Ray frees objects in its own time
-    while "Plasma memory usage 0 MiB" not in (summary := memory_summary(cluster.address, stats_only=True)):
-        assert time.monotonic() < deadline, summary
-        time.sleep(0.5)
+    summary = partial(memory_summary, cluster.address, stats_only=True)
+    wait_for(lambda: "Plasma memory usage 0 MiB" in summary(), summary)  # Ray frees objects in its own time
     ray.kill(handle)
 
 
 def test_a_node_is_made_ready_before_it_is_asked(cluster: Cluster, make_fleet, cache: CacheSettings) -> None:
     with make_fleet(replicas=1) as fleet:
         key = fleet.start()[0].receipt.key
-    cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"new": 1})
-    cluster.wait_for_nodes()
+    cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"new": 1}, **agents())
+    cluster.wait_for_nodes(timeout=HANG_S)
     (node,) = [n["NodeID"] for n in ray.nodes() if "new" in n["Resources"]]
     (done,) = prefetch.make_ready([node], cache, PRELOAD, [key, "unknown"]).values()
-    assert ray.get(done, timeout=60) == 1
+    assert ray.get(done, timeout=HANG_S) == 1
     assert ray.get(cache.registry.offer.remote("unknown")) is None
 
     def born() -> bool:
@@ -115,7 +116,7 @@ def test_a_node_is_made_ready_before_it_is_asked(cluster: Cluster, make_fleet, c
 
     options = {"py_executable": zygote.py_executable(sys.executable, PRELOAD)}
     task = ray.remote(born).options(num_cpus=0, resources={"new": 0.1}, runtime_env=options)
-    assert ray.get(task.remote(), timeout=60)
+    assert ray.get(task.remote(), timeout=HANG_S)
     with make_fleet(replicas=1) as fleet:  # its node folder is the cache's, as on the new node
         receipt = fleet.start()[0].receipt
     assert (receipt.outcome, receipt.source) == (Outcome.hit, "node")

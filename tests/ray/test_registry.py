@@ -12,13 +12,14 @@ import ray
 from orchestrator.graph_cache import registry as module
 from orchestrator.graph_cache.registry import Registry
 from orchestrator.serve.board import Board
+from tests.waiting import HANG_S
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch):
     """The registry as a plain object: its logic needs no actor, only a place for objects."""
     monkeypatch.setattr(module.ray, "put", lambda data: bytes(data))
-    return lambda lease_s=0.3, **more: Registry(str(tmp_path), lease_s, **more)
+    return lambda lease_s=HANG_S, **more: Registry(str(tmp_path), lease_s, **{"lead_s": HANG_S, **more})
 
 
 def test_the_first_leads_and_the_others_wait_for_it(make) -> None:
@@ -26,8 +27,8 @@ def test_the_first_leads_and_the_others_wait_for_it(make) -> None:
         registry = make()
         lead = await registry.acquire("k", {}, "a", 1.0)
         assert (lead["outcome"], lead["generation"], lead["waited"]) == ("lead", 1, False)
-        waiting = [asyncio.create_task(registry.acquire("k", {}, f"w{i}", 5.0)) for i in range(7)]
-        await asyncio.sleep(0.05)
+        waiting = [asyncio.create_task(registry.acquire("k", {}, f"w{i}", HANG_S)) for i in range(7)]
+        await asyncio.sleep(0.05)  # they wait by then; if one did not, it would say so below
         assert await registry.publish("k", 1, "a", {"factors": {}}, b"graphs")
         for answer in await asyncio.gather(*waiting):
             assert (answer["outcome"], answer["ref"], answer["waited"]) == ("hit", [b"graphs"], True)
@@ -39,7 +40,7 @@ def test_a_silent_leader_is_replaced_and_its_late_publish_fenced(make) -> None:
     async def run() -> None:
         registry = make(lease_s=0.2)
         await registry.acquire("k", {}, "stopped", 1.0)
-        second = await registry.acquire("k", {}, "b", 2.0)
+        second = await registry.acquire("k", {}, "b", HANG_S)
         assert (second["outcome"], second["generation"]) == ("lead", 2)
         assert not registry.renew("k", 1, "stopped")
         assert not await registry.publish("k", 1, "stopped", {}, b"late")
@@ -51,26 +52,33 @@ def test_a_silent_leader_is_replaced_and_its_late_publish_fenced(make) -> None:
     asyncio.run(run())
 
 
-def test_a_renewed_lease_outlasts_its_length(make) -> None:
+def test_a_renewed_lease_outlasts_its_length(make, monkeypatch) -> None:
+    now = 1000.0
+
     async def run() -> None:
-        registry = make(lease_s=0.2)
+        nonlocal now
+        monkeypatch.setattr(module.time, "monotonic", lambda: now)
+        registry = make(lease_s=20.0)
         await registry.acquire("k", {}, "a", 1.0)
         for _ in range(4):
-            await asyncio.sleep(0.1)
+            now += 10.0
             assert registry.renew("k", 1, "a")
-        assert (await registry.acquire("k", {}, "b", 0.05))["outcome"] == "timeout"
+        now += 19.0
+        assert (await registry.acquire("k", {}, "b", -1.0))["outcome"] == "timeout"
+        now += 2.0  # and no longer
+        assert (await registry.acquire("k", {}, "b", -1.0))["outcome"] == "lead"
 
     asyncio.run(run())
 
 
 def test_a_leader_that_gives_up_passes_the_lead_on(make) -> None:
     async def run() -> None:
-        registry = make(lease_s=60)
+        registry = make()
         await registry.acquire("k", {}, "a", 1.0)
-        waiting = asyncio.create_task(registry.acquire("k", {}, "b", 5.0))
+        waiting = asyncio.create_task(registry.acquire("k", {}, "b", HANG_S))
         await asyncio.sleep(0.02)
         registry.release("k", 1, "a")
-        answer = await asyncio.wait_for(waiting, 1.0)
+        answer = await asyncio.wait_for(waiting, HANG_S / 2)  # no lease has ended by then
         assert (answer["outcome"], answer["generation"]) == ("lead", 2)
 
     asyncio.run(run())
@@ -102,9 +110,9 @@ def test_a_miss_names_what_differs_from_the_nearest_entry(make) -> None:
 
 def test_a_leader_that_never_ends_is_replaced_although_it_renews(make) -> None:
     async def run() -> None:
-        registry = make(lease_s=0.2, lead_s=0.5)
+        registry = make(lead_s=0.5)
         await registry.acquire("k", {}, "hung", 1.0)
-        waiting = asyncio.create_task(registry.acquire("k", {}, "b", 5.0))
+        waiting = asyncio.create_task(registry.acquire("k", {}, "b", HANG_S))
         renewed = []
         while not waiting.done():
             renewed.append(registry.renew("k", 1, "hung"))
@@ -119,7 +127,7 @@ def test_a_leader_that_never_ends_is_replaced_although_it_renews(make) -> None:
 def test_a_leader_outlives_its_registry(make) -> None:
     async def run() -> None:
         await make().acquire("k", {}, "a", 1.0)
-        restarted = make(lease_s=60)
+        restarted = make()
         assert restarted.renew("k", 1, "a")
         assert (await restarted.acquire("k", {}, "b", 0.05))["outcome"] == "timeout"  # it waits for the old leader
         assert not restarted.renew("k", 1, "somebody else")
@@ -194,13 +202,13 @@ def test_any_number_of_waiting_replicas_leaves_room_for_the_leader(cache) -> Non
     """More calls wait than Ray's default lets an actor have open; found by bench=simulate."""
     import ray
 
-    registry = module.connect("many-wait", cache.store, 60.0, 600.0, 1 << 20)
+    registry = module.connect("many-wait", cache.store, HANG_S, HANG_S, 1 << 20)
     try:
         lead = ray.get(registry.acquire.remote("k", {}, "leader", 1.0))
-        waiting = [registry.acquire.remote("k", {}, f"w{i}", 60.0) for i in range(1500)]
-        assert ray.get(registry.renew.remote("k", lead["generation"], "leader"), timeout=10.0)
-        assert ray.get(registry.publish.remote("k", lead["generation"], "leader", {}, b"graphs"), timeout=10.0)
-        answers = ray.get(waiting, timeout=30.0)  # at once: the lease would last for longer
+        waiting = [registry.acquire.remote("k", {}, f"w{i}", HANG_S) for i in range(1500)]
+        assert ray.get(registry.renew.remote("k", lead["generation"], "leader"), timeout=HANG_S / 2)
+        assert ray.get(registry.publish.remote("k", lead["generation"], "leader", {}, b"graphs"), timeout=HANG_S / 2)
+        answers = ray.get(waiting, timeout=HANG_S / 2)  # at once: the lease would last for longer
         assert {answer["outcome"] for answer in answers} == {"hit"}
     finally:
         ray.kill(registry)

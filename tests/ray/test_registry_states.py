@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from unittest import mock
@@ -130,5 +131,6 @@ class Machine(RuleBasedStateMachine):
         assert self.registry.held_bytes() <= 64
 
 
-Machine.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+PROFILE = "ray-all" if os.environ.get("ORCHESTRATOR_TEST_ALL") == "1" else "ray-short"  # conftest.py has them
+Machine.TestCase.settings = settings(settings.get_profile(PROFILE), stateful_step_count=30)
 TestRegistry = Machine.TestCase

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,30 +17,32 @@ from orchestrator import cli
 from orchestrator.graph_cache import registry
 from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.graph_cache.store import Store
+from tests.ray.ray_nodes import free_port
+from tests.waiting import HANG_S, wait_for
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """A URI on a server of our own, on loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+        wait_for(lambda: answers(port) or server.poll() is not None)
+        assert server.poll() is None
         query = f"scheme=http&endpoint_override=127.0.0.1%3A{port}&allow_bucket_creation=true&region=us-east-1"
         yield f"s3://access:secret@graphs/prefix?{query}"
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(HANG_S)
+
+
+def answers(port: int) -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=HANG_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_bundle_goes_there_and_back(s3: str) -> None:
@@ -59,7 +59,7 @@ def test_a_bundle_goes_there_and_back(s3: str) -> None:
 
 def test_a_later_cluster_never_compiles(s3: str, make_fleet, cache, tmp_path: Path, capsys) -> None:
     def cluster(name: str):
-        handle = registry.connect(f"{name}-{tmp_path.name}", s3, 1.0, 60.0, 64 << 20)
+        handle = registry.connect(f"{name}-{tmp_path.name}", s3, HANG_S, HANG_S, 64 << 20)
         settings = replace(cache, registry=handle, store=s3, node_folder=str(tmp_path / name))
         with make_fleet(replicas=2, settings=settings) as fleet:
             found = [r.receipt for r in fleet.start()]

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 
+from tests.waiting import HANG_S
+
 LOST = """
 import psutil, ray
 from ray import serve
+from orchestrator import ray_start
 from orchestrator.errors import ServeError
 from orchestrator.serve import controller
 
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray_start.start(lambda who, what: None, num_cpus=1, include_dashboard=False, log_to_driver=False)
 serve.start(proxy_location="Disabled")
 assert (controller.status("none"), controller.deployments("none")) == ("NOT_STARTED", {})
 (raylet,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "raylet"]
@@ -29,7 +32,7 @@ ray.shutdown()
 def test_a_lost_cluster_ends_every_question() -> None:
     health = {"RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500"}
     done = subprocess.run(
-        [sys.executable, "-c", LOST], env={**os.environ, **health}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LOST], env={**os.environ, **health}, capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("The Ray cluster is lost: none of its nodes is alive.") == 2

@@ -6,8 +6,7 @@ import os
 import random
 import signal
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ import ray
 
 from orchestrator import zygote
 from orchestrator.zygote import client
+from tests.footprint import line, processes
+from tests.waiting import HANG_S, wait_for
 
 PRELOAD = "tests.ray.light_preload"
 
@@ -30,7 +31,7 @@ def forked(**variables: str) -> Any:
                 "pid": os.getpid(),
                 "parent": os.getppid(),
                 "born": getattr(sys, "born_of_a_zygote", False),
-                "variable": os.environ.get("ORCHESTRATOR_TEST"),
+                "variable": os.environ.get("ORCHESTRATOR_VARIABLE"),
                 "leads": os.getpgrp() == os.getpid(),
                 "draw": random.random(),
                 "ids": [ray.put(1).hex(), np.random.default_rng().random()],
@@ -42,38 +43,22 @@ def forked(**variables: str) -> Any:
 
 
 def facts(actor: Any) -> dict[str, Any]:
-    return ray.get(actor.facts.remote(), timeout=60)
+    return ray.get(actor.facts.remote(), timeout=HANG_S)
 
 
 def zygotes() -> list[psutil.Process]:
-    """Zygotes alone: their forks, which look alike, have them for a parent or lead no process group."""
-    alike = [p for p in psutil.process_iter(["cmdline"]) if "orchestrator.zygote.server" in (p.info["cmdline"] or ())]
+    """This test's zygotes alone: their forks, which look alike, have them for a parent or lead no process group."""
+    alike = [p for p in processes("orchestrator.zygote.server") if PRELOAD in line(p)]
     pids = {process.pid for process in alike}
     return [p for p in alike if p.ppid() not in pids and os.getpgid(p.pid) == p.pid]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.fixture
-def own_ray() -> None:
-    """A Ray of the test's own, for a zygote of its own."""
-    ray.shutdown()
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def test_forks_share_a_zygote_and_nothing_else(own_ray: None) -> None:
-    actors = [forked(ORCHESTRATOR_TEST=str(i)).remote() for i in range(2)]
+def test_forks_share_a_zygote_and_nothing_else(local_ray: None) -> None:
+    actors = [forked(ORCHESTRATOR_VARIABLE=str(i)).remote() for i in range(2)]
     first, second = [facts(actor) for actor in actors]
     assert first["born"]
     assert first["leads"]
@@ -84,14 +69,14 @@ def test_forks_share_a_zygote_and_nothing_else(own_ray: None) -> None:
     assert not set(first["ids"]) & set(second["ids"])
 
 
-def test_a_killed_fork_leaves_the_zygote_to_the_next(own_ray: None) -> None:
+def test_a_killed_fork_leaves_the_zygote_to_the_next(local_ray: None) -> None:
     before = facts(actor := forked().remote())
     ray.kill(actor)
     wait_for(lambda: gone(before["pid"]))
     assert facts(forked().remote())["parent"] == before["parent"]
 
 
-def test_a_killed_zygote_takes_nobody_along_and_is_replaced(own_ray: None) -> None:
+def test_a_killed_zygote_takes_nobody_along_and_is_replaced(local_ray: None) -> None:
     before = facts(old := forked().remote())
     os.kill(before["parent"], signal.SIGKILL)
     wait_for(lambda: gone(before["parent"]))
@@ -101,25 +86,30 @@ def test_a_killed_zygote_takes_nobody_along_and_is_replaced(own_ray: None) -> No
     assert facts(old)["pid"] == before["pid"]
 
 
-def test_a_start_that_is_cancelled_half_way_leaves_no_fork(own_ray: None) -> None:
-    born = facts(forked().remote())
-    (stand_in,) = [p for p in psutil.process_iter(["cmdline"]) if client.__file__ in (p.info["cmdline"] or ())]
+def test_a_start_that_is_cancelled_half_way_leaves_no_fork(local_ray: None) -> None:
+    before = {process.pid for process in processes(client.__file__)}
+    born = facts(actor := forked().remote())
+    (stand_in,) = [p for p in processes(client.__file__) if p.pid not in before]
     stand_in.kill()
     wait_for(lambda: gone(born["pid"]))
+    del actor
     assert facts(forked().remote())["parent"] == born["parent"]
 
 
-def test_where_the_zygote_cannot_start_the_worker_is_an_ordinary_python(own_ray: None) -> None:
+def test_where_the_zygote_cannot_start_the_worker_is_an_ordinary_python(local_ray: None) -> None:
+    for running in zygotes():
+        running.kill()
+        wait_for(partial(gone, running.pid))
     found = facts(forked(ORCHESTRATOR_TEST_BROKEN="1").remote())
     assert not found["born"]
     assert found["parent"] not in [z.pid for z in zygotes()]
 
 
-def test_it_ends_with_its_raylet(own_ray: None) -> None:
+def test_it_ends_with_its_raylet(local_ray: None, shared_ray) -> None:
     parent = facts(forked().remote())["parent"]
     path = client.address(PRELOAD, 0).parent
     assert list(path.glob("*.sock"))
-    ray.shutdown()
+    shared_ray.end()
     wait_for(lambda: gone(parent))
 
 

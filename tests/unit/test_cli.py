@@ -68,7 +68,7 @@ def test_evict_wants_to_know_what(run) -> None:
     assert run("evict", "aa")[0] == 0
     assert run("show", "aa") == (
         2,
-        "error: no entry's key begins with 'aa'. Hint: See `python -m orchestrator cache ls`.\n",
+        "error: no entry's key begins with 'aa'. Hint: See `orchestrator cache ls`.\n",
     )
     assert run("evict", "--all")[0] == 0
     assert "Nothing in" in run("ls")[1]

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.plan import ClusterShape, Node, make_plan
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = [p for p in sorted((ROOT / "conf").glob("*/*.yaml")) if p.parent.name != "hydra"]
@@ -32,7 +33,7 @@ def test_every_yaml_composes_and_plans(file: Path, make_app) -> None:
 def job(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "jobs/run.py", f"hydra.run.dir={folder}", *overrides]
     env = {**os.environ, "RAY_ADDRESS": "nowhere:1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, env=env, check=False)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from orchestrator.engine import processes
+from tests.waiting import wait_for
 
 PARENT = """
 import os, subprocess, sys, time
@@ -20,9 +21,9 @@ processes.start_reaper({marker!r})
 os.environ[processes.MARKER] = {marker!r}
 stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
-tracker = "import time; time.sleep(3) # multiprocessing.resource_tracker import main"
-subprocess.Popen([sys.executable, "-c", tracker], start_new_session=True)
-print("ready", flush=True)
+tracker = "import time; time.sleep(3600) # multiprocessing.resource_tracker import main"
+spared = subprocess.Popen([sys.executable, "-c", tracker], start_new_session=True)
+print(spared.pid, flush=True)
 time.sleep(600)
 """
 
@@ -32,22 +33,17 @@ def marker() -> str:
     return f"test-{os.getpid()}-{time.time_ns()}"
 
 
-def wait_for(condition, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_the_reaper_ends_what_a_killed_replica_started(marker: str) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT.format(marker=marker)], stdout=subprocess.PIPE)
-    assert parent.stdout.readline() == b"ready\n"
+    spared = psutil.Process(int(parent.stdout.readline()))
     wait_for(lambda: len(processes.marked(marker)) == 1)
     (child,) = processes.marked(marker)
     parent.kill()
     parent.wait()
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     assert not processes.marked(marker)
+    assert spared.is_running()
+    spared.kill()
 
 
 def test_only_marked_processes_are_ended(marker: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import time
+import threading
 
 import pytest
 
 from orchestrator import suite, sweep
 from orchestrator.config import SuiteEntry
 from orchestrator.errors import ConfigError
+from tests.waiting import HANG_S
 
 
 @pytest.mark.parametrize(
@@ -31,16 +32,17 @@ def test_cells_of_a_cluster_are_kept_apart_by_it(make_app) -> None:
     sweep.check_parallel("run", make_app("sweep.parallel=64", "cluster=existing", "engine=gpu"))
 
 
-def cores_of_a_busy_thread() -> set[int]:
-    time.sleep(0.3)  # so that no thread takes two
+def cores_of_a_busy_thread(together: threading.Barrier) -> set[int]:
+    together.wait(HANG_S)  # so that no thread takes two
     return os.sched_getaffinity(0)
 
 
 def test_threads_have_cores_of_their_own() -> None:
     cores = os.sched_getaffinity(0)
     parallel = min(2, len(cores))
+    together = threading.Barrier(parallel)
     with sweep.pool(parallel, apart=True) as pool:
-        futures = [pool.submit(cores_of_a_busy_thread) for _ in range(parallel)]
+        futures = [pool.submit(cores_of_a_busy_thread, together) for _ in range(parallel)]
         found = [future.result() for future in futures]
     assert set().union(*found) == cores
     assert sum(map(len, found)) == len(cores)

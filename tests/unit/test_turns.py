@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.graph_cache import turns as module
 from orchestrator.graph_cache.turns import Turns
+from tests.waiting import HANG_S
 
 
 def test_as_many_nodes_fetch_at_once_as_have_it() -> None:
@@ -15,7 +16,7 @@ def test_as_many_nodes_fetch_at_once_as_have_it() -> None:
         turns, now, most = Turns(), set[str](), []
 
         async def node(name: str) -> None:
-            assert await turns.take(name, 5.0)
+            assert await turns.take(name, HANG_S)
             now.add(name)
             most.append(len(now))
             await asyncio.sleep(0.01)
@@ -43,12 +44,12 @@ def test_a_failed_fetch_adds_no_copy() -> None:
 
 
 def test_a_dead_nodes_turn_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TURN_S", 0.05)
+    monkeypatch.setattr(module, "_TURN_S", 0.5)
 
     async def run() -> None:
         turns = Turns()
         assert await turns.take("dead", 1.0)
         assert not await turns.take("b", 0.0)
-        assert await turns.take("b", 5.0)
+        assert await turns.take("b", HANG_S)
 
     asyncio.run(run())

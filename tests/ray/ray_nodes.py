@@ -1,0 +1,34 @@
+"""Ray nodes as tests start them: with ports of their own, and patience (see orchestrator/ray_start.py)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from orchestrator import ray_start
+
+RAY = str(Path(sys.executable).with_name("ray"))
+START = [sys.executable, str(Path(__file__).with_name("ray_command.py")), "start"]  # as `ray start`
+_FLAGS = {"metrics_agent_port": "dashboard-agent-grpc-port"}  # where it is not the parameter's own name
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    return ray_start.free_ports(1)[0]
+
+
+def agents() -> dict[str, int]:
+    """For `Cluster` and its `add_node`: ports that a node's agents need not choose."""
+    return dict(zip(ray_start.AGENT_PORTS, ray_start.free_ports(len(ray_start.AGENT_PORTS)), strict=True))
+
+
+def flags(*, head: bool = False) -> list[str]:
+    """The same for `ray start`; a head's client server and all workers have ports of their own as well."""
+    found = [f"--{_FLAGS.get(name, name.replace('_', '-'))}={port}" for name, port in agents().items()]
+    found += ["--min-worker-port=0", "--max-worker-port=0"]
+    return found + ([f"--ray-client-server-port={free_port()}"] if head else [])
+
+
+def patience() -> dict[str, str]:
+    """Environment variables for `ray start`."""
+    return dict(ray_start._PATIENCE)

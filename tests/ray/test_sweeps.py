@@ -1,0 +1,61 @@
+"""Sweeps, suites and benchmarks of real runs; what a sweep does with its cells is in tests/unit/test_sweep_cells.py."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.footprint import Footprint
+from tests.ray.test_jobs import FAKE, footprint, job
+from tests.unit.commands import ROOT, check_schema, finish
+
+pytestmark = pytest.mark.usefixtures("no_ray")
+__all__ = ["footprint"]
+
+
+def test_a_sweep_sets_ours_beside_stock_and_goes_on_after_a_failure(footprint: Footprint) -> None:
+    out = footprint.folder / "out"
+    cells = ["-m", *FAKE, "fast_cold_start=true,false", "engine.tensor_parallel_size=1,3", f"hydra.sweep.dir={out}"]
+    code, result, err = finish(job("sweep", *cells, footprint=footprint))
+    assert code != 0
+    assert [cell["ok"] for cell in result["cells"]] == [True, False, True, False]
+    assert "does not divide tiny_llama's 4 attention heads" in result["cells"][1]["error"]
+    assert result["cells"][0]["tokens_as_stock"] is True
+    assert (out / "report.html").is_file()
+    check_schema("sweep", json.loads((out / "sweep.json").read_text()))
+    assert "failed:" in err
+    footprint.check()
+
+
+def test_a_suite_goes_on_after_a_failure_and_makes_one_page(footprint: Footprint) -> None:
+    out = footprint.folder / "out"
+    suite = ["bench=fake_suite", f"hydra.searchpath=[file://{ROOT}/tests/ray/conf]", f"hydra.run.dir={out}"]
+    code, result, err = finish(job("bench", *suite, footprint=footprint))
+    assert code == 1, err
+    first, skipped, wrong = result["benches"]
+    assert first["ok"]
+    assert "needs 64 GPUs" in skipped["skipped"]
+    assert "bench=depth varies" in wrong["error"]
+    data = json.loads((out / "suite.json").read_text())
+    (bench,) = data["results"]
+    check_schema("bench", bench)
+    assert [row["layers"] for row in bench["rows"]] == [2, 4]
+    assert "<svg" in (out / "report.html").read_text()
+    assert "bench=depth" in (out / "RESULTS.md").read_text()
+    footprint.check()
+
+
+def test_large_clusters_are_simulated_from_what_is_measured(footprint: Footprint) -> None:
+    out = footprint.folder / "out"
+    bench = ["bench=simulate", *FAKE, "bench.rounds=1", "bench.nodes=[2,200]", f"hydra.run.dir={out}"]
+    code, _, err = finish(job("bench", *bench, footprint=footprint))
+    assert code in (0, 1), err  # how near the model comes is a timing
+    data = json.loads((out / "bench.json").read_text())
+    check_schema("bench", data)
+    checks = [row for row in data["rows"] if row["start"] == "checked"]
+    assert [row["compiled"] for row in checks] == [1, 1, 1]  # single flight, for 2, 4 and 8 replicas at once
+    assert all(row["measured_s"] > 0 and row["simulated_s"] > 0 for row in checks)
+    assert {row["without"] for row in data["rows"]} == {"-", "placement", "registry", "network", "install", "turns"}
+    assert min(data["summary"]["constants_ms"].values()) >= 0
+    footprint.check()

@@ -1,0 +1,85 @@
+"""How a sweep treats its cells, with stubs for runs: failures, retries, deadlines, resuming, cores, optimising."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.unit.commands import check_schema, finish, start
+
+
+def sweep(folder: Path, *overrides: str) -> tuple[int, dict, str]:
+    words = ["-m", "engine=fake", "model=tiny_llama", f"hydra.sweep.dir={folder}/out", *overrides]
+    env = {**os.environ, "ORCHESTRATOR_HOME": str(folder), "PYTHONPATH": "."}
+    return finish(start("tests/unit/stub_sweep.py", *words, env=env))
+
+
+def record(folder: Path, number: int, name: str = "cell.json") -> dict:
+    return json.loads((folder / "out" / str(number) / name).read_text())
+
+
+def test_a_sweep_goes_on_after_failures_and_says_so(tmp_path: Path) -> None:
+    code, result, err = sweep(tmp_path, "+engine.extra.stub=well,fails,silent,wrong,well")
+    assert code == 1
+    assert [cell["ok"] for cell in result["cells"]] == [True, False, False, False, True], err
+    errors = [cell.get("error") for cell in result["cells"]]
+    assert errors == [None, "out of stub memory", "it ended with exit code 3 and said nothing", "a wrong setting", None]
+    assert err.count("failed:") == 3
+    assert (tmp_path / "out" / "report.html").is_file()
+    check_schema("sweep", json.loads((tmp_path / "out" / "sweep.json").read_text()))
+    assert record(tmp_path, 0, "stub.json")["job"] == "run"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_cells_in_parallel_have_cores_of_their_own(tmp_path: Path) -> None:
+    code, result, err = sweep(tmp_path, "+engine.extra.stub=meets", "replicas=1,2", "sweep.parallel=2")
+    assert code == 0, err
+    assert [cell["ok"] for cell in result["cells"]] == [True, True]
+    one, other = (set(record(tmp_path, i, "stub.json")["cores"]) for i in range(2))
+    assert one
+    assert other
+    assert not one & other
+
+
+def test_an_optimising_sweeper_gets_its_figure(tmp_path: Path) -> None:
+    code, result, err = sweep(tmp_path, "+experiment=optuna", "hydra.sweeper.n_trials=3")
+    assert code == 0, err
+    seconds = [cell["first_token_s"]["second"] for cell in result["cells"]]
+    assert len(seconds) == 3
+    best = yaml.safe_load((tmp_path / "out" / "optimization_results.yaml").read_text())
+    assert best["best_value"] == min(seconds)
+    assert best["best_params"]["engine.max_num_seqs"] == min(seconds)
+
+
+def test_what_a_sweep_lost_is_run_again_and_nothing_else(tmp_path: Path) -> None:
+    """Five cells: one fails, one is killed; resumed, only those two run."""
+    cells = ["+engine.extra.stub=well,well,killed,well,fails", "replicas=1"]
+    code, result, err = sweep(tmp_path, *cells)
+    assert code == 1
+    assert [cell["ok"] for cell in result["cells"]] == [True, True, False, True, False], err
+    assert result["cells"][2]["error"] == "its process was killed by SIGKILL"
+    assert result["cells"][4]["error"] == "out of stub memory"
+    assert "failed:" in err
+    before = [record(tmp_path, i) for i in range(5)]
+    stamps = [(tmp_path / "out" / str(i) / "stub.json").stat().st_mtime_ns for i in range(5)]
+
+    code, result, err = sweep(tmp_path, *cells, "sweep.resume=true")
+    assert code == 1  # the last one cannot succeed
+    assert [cell["ok"] for cell in result["cells"]] == [True, True, True, True, False]
+    after = [record(tmp_path, i) for i in range(5)]
+    assert [a == b for a, b in zip(after, before, strict=True)][:4] == [True, True, False, True]
+    again = [(tmp_path / "out" / str(i) / "stub.json").stat().st_mtime_ns for i in range(5)]
+    assert [a == b for a, b in zip(again, stamps, strict=True)] == [True, True, False, True, False]
+
+
+def test_a_cell_has_a_deadline_and_retries(tmp_path: Path) -> None:
+    limit = "sweep.deadline_s='${if_hangs:${engine.extra.stub},1}'"
+    code, result, err = sweep(tmp_path, "+engine.extra.stub=well,hangs,wrong", limit, "sweep.retries=1")
+    assert code == 1
+    assert [cell["ok"] for cell in result["cells"]] == [True, False, False], err
+    assert result["cells"][1]["error"] == "not done within sweep.deadline_s=1"
+    assert [record(tmp_path, i)["attempts"] for i in range(3)] == [1, 2, 1]  # what is wrong stays wrong
