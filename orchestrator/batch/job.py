@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -158,8 +157,8 @@ class _Asked:
 
 
 def _on_a_free_port(app: AppConfig) -> AppConfig:
+    from orchestrator.ray_start import free_ports
+
     cell = deepcopy(app)
-    with socket.socket() as probe:
-        probe.bind((app.serve.host, 0))
-        cell.serve.port = probe.getsockname()[1]
+    (cell.serve.port,) = free_ports(1)  # not one that the system may give to a connection meanwhile
     return cell

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from tests.conftest import ROOT
 from tests.engine.test_forked_replicas import forkserver_of
 from tests.engine.test_sharing import end
 from tests.footprint import Footprint
+from tests.ray.ray_nodes import free_port
 from tests.waiting import HANG_S, wait_for
 
 MODEL = "smollm2_135m"
@@ -57,9 +57,7 @@ class Service:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("serve")
     (folder / "keys").write_text(f"other\n{KEY}\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable, "jobs/serve.py", f"model={MODEL}", "graph_cache=per_run", f"hydra.run.dir={folder}",
         f"serve.port={port}", f"serve.api_keys_file={folder}/keys", "serve.min_replicas=1", "serve.max_replicas=2",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +12,10 @@ import yaml
 from tests.conftest import ROOT
 from tests.engine.test_sharing import end
 from tests.footprint import Footprint
+from tests.ray.ray_nodes import free_port
 from tests.waiting import HANG_S, wait_for
 
 BODY = {"prompt": "one", "max_tokens": 2, "temperature": 0}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path, mine: Footprint) -> None:
