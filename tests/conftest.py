@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from orchestrator.config import AppConfig, load
 from tests import footprint, parts, whole
 
+GIVEN = dict(os.environ)  # before vLLM and torch are imported, which set variables of their own
 ROOT = Path(__file__).resolve().parents[1]
 CONF = str(ROOT / "conf")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

