@@ -116,5 +116,5 @@ class Footprint:
                     continue
                 found = (inodes.get(int(inode)) for inode, _ in _SHARED.findall(maps))
                 self._segments |= {
-                    path for path in found if path is not None and path.name.startswith(("psm_", "sem."))
+                    path for path in found if path is not None and path.name.startswith(("psm_", "vllm_dist_", "sem."))
                 }
