@@ -51,16 +51,12 @@ def main() -> int:
     locks += [ROOT / "requirements-dev.lock"] if options.dev else []
     settings = pip_settings(said([str(python), "-m", "pip", "config", "list"]))
     uv = None if options.installer == "pip" else _uv(options.folder, python)
-    if uv is None and options.installer == "uv":
-        return _fail("uv cannot be had: neither on PATH nor from the package index.")
-    error = "uv was not used"
-    if uv is not None:
-        error = with_uv(uv, python, locks, settings)
-        if error and options.installer == "uv":
-            return _fail(error)
-        if error:
+    error = (
+        with_uv(uv, python, locks, settings) if uv else "uv cannot be had: neither on PATH nor from the package index."
+    )
+    if error and options.installer != "uv":
+        if uv:
             print(f"uv did not install the lock file, so pip is asked:\n{error}", file=sys.stderr, flush=True)
-    if error:
         error = with_pip(python, locks)
     if error:
         return _fail(error)

@@ -32,7 +32,7 @@ AGENT_PORTS = (
 _FLAG = "--dashboard_agent_listen_port"  # raylet's
 _RANGE = range(20_000, 32_000)  # below the ports that Linux gives to outgoing connections, and above Ray's workers'
 # Ray's own limits on a slow start, in its own units; what the user has set stands.
-_PATIENCE = {"RAY_agent_register_timeout_ms": "600000", "RAY_gcs_server_port_wait_time_s": "300"}
+PATIENCE = {"RAY_agent_register_timeout_ms": "600000", "RAY_gcs_server_port_wait_time_s": "300"}
 _ATTEMPTS = 2
 _LOGS = ("raylet.err", "raylet.out", "gcs_server.err", "gcs_server.out", "dashboard_agent.log", "runtime_env_agent.log")
 _GRAVE = (" C ", " F ", "Check failed", "Error:", "error:", " E ")
@@ -50,7 +50,7 @@ def start(say: Say, **arguments: Any) -> None:
     """
     if ray.is_initialized():
         raise ClusterError("This process is connected to a Ray already.", hint="Call ray.shutdown() first.")
-    for name, value in _PATIENCE.items():
+    for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     for attempt in range(1, _ATTEMPTS + 1):
         before = {child.pid for child in psutil.Process().children(recursive=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     with open(os.environ["ORCHESTRATOR_TEST_NOT_RUN"], "a") as file:
         file.write(f"{name_of(item)}\n")
     return True
+
+
+@pytest.fixture
+def mine() -> Iterator[footprint.Footprint]:
+    """What the test starts; it has to be gone when the test asks."""
+    with footprint.Footprint() as found:
+        yield found
 
 
 @pytest.fixture

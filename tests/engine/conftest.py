@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.footprint import Footprint
 
 STATE = os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache" / "orchestrator"))
 
@@ -24,10 +21,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def state() -> str:
     """Where models are made once; graphs never go there."""
     return STATE
-
-
-@pytest.fixture
-def mine() -> Iterator[Footprint]:
-    """What the test starts; it has to be gone when the test asks."""
-    with Footprint() as found:
-        yield found

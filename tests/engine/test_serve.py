@@ -22,6 +22,7 @@ from tests.engine.test_forked_replicas import forkserver_of
 from tests.engine.test_sharing import end
 from tests.footprint import Footprint
 from tests.ray.ray_nodes import free_port
+from tests.unit.commands import finish, start
 from tests.waiting import HANG_S, wait_for
 
 MODEL = "smollm2_135m"
@@ -173,12 +174,8 @@ def test_a_batch_through_it(service: Service, tmp_path: Path) -> None:
     asked = [{"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions", "body": body} for i in range(12)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
     where = [f"batch.url={service.address}", f"batch.input={tmp_path}/in.jsonl", f"hydra.run.dir={tmp_path}/out"]
-    command = [sys.executable, "jobs/batch.py", *where]
-    environment = service.mine.environment(OPENAI_API_KEY=KEY)
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    code, _, err = finish(start("jobs/batch.py", *where, env=service.mine.environment(OPENAI_API_KEY=KEY)))
+    assert code == 0, err
     answers = [json.loads(line) for line in (tmp_path / "in.answers.jsonl").read_text().splitlines()]
     assert sorted(answer["custom_id"] for answer in answers) == sorted(line["custom_id"] for line in asked)
     assert len({answer["response"]["body"]["choices"][0]["text"] for answer in answers}) == 1

@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 
-from tests.conftest import ROOT
 from tests.footprint import Footprint
+from tests.unit.commands import finish, start
 from tests.waiting import HANG_S
 
 
 def job(mine: Footprint, *arguments: str, cache: str | None = "per_run") -> tuple[int, dict, str]:
     """Run a job to its end: its exit code, its RESULT, and what it said besides."""
-    command = [sys.executable, *arguments, *([f"graph_cache={cache}"] if cache else [])]
-    done = subprocess.run(
-        command, cwd=ROOT, env=mine.environment(), capture_output=True, text=True, timeout=HANG_S, check=False
-    )
-    last = done.stdout.strip().splitlines()[-1:] or [""]
-    assert last[0].startswith("RESULT "), done.stdout + done.stderr
-    return done.returncode, json.loads(last[0].removeprefix("RESULT ")), done.stderr
+    return finish(start(*arguments, *([f"graph_cache={cache}"] if cache else []), env=mine.environment()))
 
 
 def end(service: subprocess.Popen) -> None:

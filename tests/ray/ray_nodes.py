@@ -31,4 +31,4 @@ def flags(*, head: bool = False) -> list[str]:
 
 def patience() -> dict[str, str]:
     """Environment variables for `ray start`."""
-    return dict(ray_start._PATIENCE)
+    return dict(ray_start.PATIENCE)

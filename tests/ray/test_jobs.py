@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -22,20 +21,14 @@ FAKE = ["engine=fake", "model=tiny_llama", "graph_cache=per_run", "cluster.num_c
 pytestmark = pytest.mark.usefixtures("no_ray")
 
 
-@pytest.fixture
-def footprint() -> Iterator[Footprint]:
-    with Footprint() as found:
-        yield found
-
-
-def job(name: str, *overrides: str, footprint: Footprint) -> subprocess.Popen[str]:
-    env = footprint.environment(ORCHESTRATOR_HOME=str(footprint.folder), RAY_TMPDIR=os.environ["RAY_TMPDIR"])
+def job(name: str, *overrides: str, mine: Footprint) -> subprocess.Popen[str]:
+    env = mine.environment(ORCHESTRATOR_HOME=str(mine.folder), RAY_TMPDIR=os.environ["RAY_TMPDIR"])
     return start(f"jobs/{name}.py", *overrides, env=env)
 
 
-def test_a_run_shares_graphs_reports_and_leaves_nothing(footprint: Footprint) -> None:
-    out = footprint.folder / "out"
-    code, result, err = finish(job("run", *FAKE, f"hydra.run.dir={out}", footprint=footprint))
+def test_a_run_shares_graphs_reports_and_leaves_nothing(mine: Footprint) -> None:
+    out = mine.folder / "out"
+    code, result, err = finish(job("run", *FAKE, f"hydra.run.dir={out}", mine=mine))
     assert code == 0, err
     assert (result["ok"], result["same_tokens"], result["second_replica"]) == (True, True, "hit")
     data = json.loads((out / "result.json").read_text())
@@ -45,37 +38,37 @@ def test_a_run_shares_graphs_reports_and_leaves_nothing(footprint: Footprint) ->
     assert "<h1>" in page
     assert "replica-1" in page
     assert "http" not in page.replace("http://www.w3.org", "")  # stands alone
-    footprint.check()
+    mine.check()
 
 
-def test_ctrl_c_leaves_nothing(footprint: Footprint) -> None:
-    hangs = ["+engine.extra.fake_hang=1", f"hydra.run.dir={footprint.folder}/out"]
-    process = job("run", *FAKE, *hangs, footprint=footprint)
-    wait_for(lambda: _starts(footprint) or process.poll() is not None)
+def test_ctrl_c_leaves_nothing(mine: Footprint) -> None:
+    hangs = ["+engine.extra.fake_hang=1", f"hydra.run.dir={mine.folder}/out"]
+    process = job("run", *FAKE, *hangs, mine=mine)
+    wait_for(lambda: _starts(mine) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)
     code, result, err = finish(process)
     assert code == 130, (result, err[-3000:])
     assert result == {"ok": False, "error": "interrupted"}
-    footprint.check()
+    mine.check()
 
 
-def _starts(footprint: Footprint) -> bool:
+def _starts(mine: Footprint) -> bool:
     """Has a replica asked the graph cache? Its engine starts then."""
-    logs = footprint.folder.glob("orchestrator-*/*/replica-0/events.jsonl")
+    logs = mine.folder.glob("orchestrator-*/*/replica-0/events.jsonl")
     return any('"cache lookup"' in log.read_text() for log in logs)
 
 
-def test_a_failed_start_exits_1_with_its_cause(footprint: Footprint) -> None:
-    fails = ["+engine.extra.fake_fail=start", f"hydra.run.dir={footprint.folder}/out"]
-    code, result, err = finish(job("run", *FAKE, *fails, footprint=footprint))
+def test_a_failed_start_exits_1_with_its_cause(mine: Footprint) -> None:
+    fails = ["+engine.extra.fake_fail=start", f"hydra.run.dir={mine.folder}/out"]
+    code, result, err = finish(job("run", *FAKE, *fails, mine=mine))
     assert code == 1
     assert "out of fake memory" in result["error"]
     assert "error: replica-0: the engine did not start" in err
-    footprint.check()
+    mine.check()
 
 
-def test_an_unreachable_cluster_is_one_line(footprint: Footprint) -> None:
-    nowhere = ["cluster=existing", "cluster.address=127.0.0.1:1", f"hydra.run.dir={footprint.folder}/out"]
-    code, result, _ = finish(job("run", *FAKE, *nowhere, footprint=footprint))
+def test_an_unreachable_cluster_is_one_line(mine: Footprint) -> None:
+    nowhere = ["cluster=existing", "cluster.address=127.0.0.1:1", f"hydra.run.dir={mine.folder}/out"]
+    code, result, _ = finish(job("run", *FAKE, *nowhere, mine=mine))
     assert code == 2
     assert "No Ray cluster at 127.0.0.1:1" in result["error"]

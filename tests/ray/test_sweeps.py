@@ -7,17 +7,16 @@ import json
 import pytest
 
 from tests.footprint import Footprint
-from tests.ray.test_jobs import FAKE, footprint, job
+from tests.ray.test_jobs import FAKE, job
 from tests.unit.commands import ROOT, check_schema, finish
 
 pytestmark = pytest.mark.usefixtures("no_ray")
-__all__ = ["footprint"]
 
 
-def test_a_sweep_sets_ours_beside_stock_and_goes_on_after_a_failure(footprint: Footprint) -> None:
-    out = footprint.folder / "out"
+def test_a_sweep_sets_ours_beside_stock_and_goes_on_after_a_failure(mine: Footprint) -> None:
+    out = mine.folder / "out"
     cells = ["-m", *FAKE, "fast_cold_start=true,false", "engine.tensor_parallel_size=1,3", f"hydra.sweep.dir={out}"]
-    code, result, err = finish(job("sweep", *cells, footprint=footprint))
+    code, result, err = finish(job("sweep", *cells, mine=mine))
     assert code != 0
     assert [cell["ok"] for cell in result["cells"]] == [True, False, True, False]
     assert "does not divide tiny_llama's 4 attention heads" in result["cells"][1]["error"]
@@ -25,13 +24,13 @@ def test_a_sweep_sets_ours_beside_stock_and_goes_on_after_a_failure(footprint: F
     assert (out / "report.html").is_file()
     check_schema("sweep", json.loads((out / "sweep.json").read_text()))
     assert "failed:" in err
-    footprint.check()
+    mine.check()
 
 
-def test_a_suite_goes_on_after_a_failure_and_makes_one_page(footprint: Footprint) -> None:
-    out = footprint.folder / "out"
+def test_a_suite_goes_on_after_a_failure_and_makes_one_page(mine: Footprint) -> None:
+    out = mine.folder / "out"
     suite = ["bench=fake_suite", f"hydra.searchpath=[file://{ROOT}/tests/ray/conf]", f"hydra.run.dir={out}"]
-    code, result, err = finish(job("bench", *suite, footprint=footprint))
+    code, result, err = finish(job("bench", *suite, mine=mine))
     assert code == 1, err
     first, skipped, wrong = result["benches"]
     assert first["ok"]
@@ -43,13 +42,13 @@ def test_a_suite_goes_on_after_a_failure_and_makes_one_page(footprint: Footprint
     assert [row["layers"] for row in bench["rows"]] == [2, 4]
     assert "<svg" in (out / "report.html").read_text()
     assert "bench=depth" in (out / "RESULTS.md").read_text()
-    footprint.check()
+    mine.check()
 
 
-def test_large_clusters_are_simulated_from_what_is_measured(footprint: Footprint) -> None:
-    out = footprint.folder / "out"
+def test_large_clusters_are_simulated_from_what_is_measured(mine: Footprint) -> None:
+    out = mine.folder / "out"
     bench = ["bench=simulate", *FAKE, "bench.rounds=1", "bench.nodes=[2,200]", f"hydra.run.dir={out}"]
-    code, _, err = finish(job("bench", *bench, footprint=footprint))
+    code, _, err = finish(job("bench", *bench, mine=mine))
     assert code in (0, 1), err  # how near the model comes is a timing
     data = json.loads((out / "bench.json").read_text())
     check_schema("bench", data)
@@ -58,4 +57,4 @@ def test_large_clusters_are_simulated_from_what_is_measured(footprint: Footprint
     assert all(row["measured_s"] > 0 and row["simulated_s"] > 0 for row in checks)
     assert {row["without"] for row in data["rows"]} == {"-", "placement", "registry", "network", "install", "turns"}
     assert min(data["summary"]["constants_ms"].values()) >= 0
-    footprint.check()
+    mine.check()
