@@ -6,7 +6,7 @@ python jobs/report.py --results docs/results > docs/results/README.md
 
 import sys
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["report", *sys.argv[1:]]))

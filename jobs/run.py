@@ -3,7 +3,7 @@
 python jobs/run.py model=smollm2_135m
 """
 
-from orchestrator.jobs import main
+from orchestrator.cli.jobs import main
 
 if __name__ == "__main__":
     main("run")

@@ -3,7 +3,7 @@
 python jobs/serve.py model=smollm2_135m serve.max_replicas=2
 """
 
-from orchestrator.jobs import main
+from orchestrator.cli.jobs import main
 
 if __name__ == "__main__":
     main("serve")

@@ -3,7 +3,7 @@
 python jobs/warm.py -m model=smollm2_135m,tiny_llama graph_cache.store=s3://bucket/graphs
 """
 
-from orchestrator.jobs import main
+from orchestrator.cli.jobs import main
 
 if __name__ == "__main__":
     main("warm")

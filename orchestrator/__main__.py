@@ -1,5 +1,5 @@
 """`python -m orchestrator …`; see cli.py."""
 
-from orchestrator.cli import program
+from orchestrator.cli.main import program
 
 program()

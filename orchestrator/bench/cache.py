@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import environment, run
 from orchestrator.bench.result import BenchResult, Plot
+from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig
-from orchestrator.graph_cache.client import AOT_FOLDER, CacheSettings, GraphCacheClient
-from orchestrator.graph_cache.receipt import Outcome
+from orchestrator.graph_cache.client import AOT_FOLDER, GraphCacheClient
+from orchestrator.graph_cache.restore_result import Outcome
+from orchestrator.graph_cache.settings import CacheSettings, cache_settings
 from orchestrator.progress import Say
+from orchestrator.runs import run
 from orchestrator.timeline import EngineFacts, EventLog
 
 _FILES = 16
@@ -32,7 +34,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     app.graph_cache.max_artifact_mib = max(app.graph_cache.max_artifact_mib, 2 * largest)
     rows: list[dict[str, Any]] = []
     with run.session(app, say) as session:
-        settings = run.cache_settings(app)
+        settings = cache_settings(app)
         for mib in app.bench.sizes_mib:
             for turn in range(app.bench.rounds):
                 say("bench", f"{mib} MiB, round {turn}")
@@ -43,7 +45,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     shutil.rmtree(app.graph_cache.store, ignore_errors=True)
     summary = {str(mib): _medians([r for r in rows if r["mib"] == mib]) for mib in app.bench.sizes_mib}
     plots = tuple(Plot(f"{what}, seconds", f"{what}_s", ("mib", "round")) for what in ("publish", "first", "again"))
-    return BenchResult("cache", {"seconds": summary}, rows, environment.machine(), all(r["ok"] for r in rows), plots)
+    return BenchResult("cache", {"seconds": summary}, rows, provenance.machine(), all(r["ok"] for r in rows), plots)
 
 
 def one_round(settings: CacheSettings, folder: Path, mib: int) -> dict[str, Any]:

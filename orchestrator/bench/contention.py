@@ -6,11 +6,12 @@ import statistics
 from copy import deepcopy
 from typing import Any
 
-from orchestrator import environment, run
+from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult, Plot
-from orchestrator.bench.room import make_room
+from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig
 from orchestrator.progress import Say
+from orchestrator.runs import run
 
 
 def measure(app: AppConfig, say: Say) -> BenchResult:
@@ -36,7 +37,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     }
     plots = (Plot("Seconds of CPU for compiling", "compile_cpu_s", ("way", "replicas", "round")),)
     well = all(row["compiled"] == 1 for row in rows if row["way"] == "ours")
-    return BenchResult("contention", summary, rows, environment.machine(), well, plots)
+    return BenchResult("contention", summary, rows, provenance.machine(), well, plots)
 
 
 def _cold(app: AppConfig, stock: bool, number: int, turn: int, say: Say) -> dict[str, Any]:

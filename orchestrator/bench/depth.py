@@ -6,12 +6,13 @@ import time
 from copy import deepcopy
 from typing import Any
 
-from orchestrator import environment, run
 from orchestrator.bench.result import BenchResult, Plot
+from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig, KvUpdate, ModelSource
 from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.fleet.replica import StartReport
 from orchestrator.progress import Say
-from orchestrator.replica import StartReport
+from orchestrator.runs import run
 from orchestrator.timeline import COMPILE_PHASES
 
 _FIGURES = ("artifacts", "artifact_kib", "dynamo_s", "inductor_s", "compile_s", "warm_load_s", "tokens_per_s")
@@ -48,7 +49,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
         Plot("Unique artifacts", "artifacts", ("mode",), over="layers"),
         Plot("Loading the artifact, seconds", "warm_load_s", ("mode",), over="layers"),
     )
-    return BenchResult("depth", summary, rows, environment.machine(), all(row["ok"] for row in rows), plots)
+    return BenchResult("depth", summary, rows, provenance.machine(), all(row["ok"] for row in rows), plots)
 
 
 def _cell(app: AppConfig, mode: KvUpdate, layers: int) -> AppConfig:

@@ -7,15 +7,15 @@ import time
 from copy import deepcopy
 from typing import Any
 
-from orchestrator import environment
-from orchestrator.bench.clients import Clients, empty_vllm_cache
+from orchestrator.bench.load_client import Clients, empty_vllm_cache
+from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult, Plot
-from orchestrator.bench.room import make_room
+from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig
 from orchestrator.errors import OrchestratorError
 from orchestrator.progress import Say
 from orchestrator.serve.controller import model_states
-from orchestrator.serve.job import serving
+from orchestrator.serve.launch import serving
 
 _POLL_S = 0.05
 _CLIENTS = 3
@@ -38,7 +38,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     }
     plots = (Plot("Second replica after the decision, seconds", "second_s", ("way", "round")),)
     well = all(set(r["ends"]) == {"answered"} for r in rows)
-    return BenchResult("scaleup", summary, rows, environment.machine(), well, plots)
+    return BenchResult("scaleup", summary, rows, provenance.machine(), well, plots)
 
 
 def _scale_up(app: AppConfig, stock: bool, turn: int, say: Say) -> dict[str, Any]:

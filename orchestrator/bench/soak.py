@@ -11,14 +11,14 @@ from typing import Any
 
 import httpx
 
-from orchestrator import environment
-from orchestrator.bench.clients import Clients
+from orchestrator.bench.load_client import Clients
+from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult
-from orchestrator.bench.room import make_room
+from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig
 from orchestrator.progress import Say
 from orchestrator.serve.controller import model_states
-from orchestrator.serve.job import Service, serving
+from orchestrator.serve.launch import Service, serving
 
 _WINDOW_S = 10.0
 _WAVE_S = 20.0
@@ -31,7 +31,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     summary = {**killed, **waves}
     ok = not killed["ends"].get("hung") and not killed["ends"].get("cut") and killed["recovered"] >= 0.9
     ok = ok and killed["replacement"] == "hit" and waves["changes"] <= 2 * app.bench.rounds
-    return BenchResult("soak", summary, [summary], environment.machine(), ok)
+    return BenchResult("soak", summary, [summary], provenance.machine(), ok)
 
 
 def _killed(app: AppConfig, say: Say) -> dict[str, Any]:

@@ -15,15 +15,20 @@ from typing import Any
 import psutil
 import ray
 
-from orchestrator import environment, models, prefetch, run
-from orchestrator.bench import floor
+from orchestrator import models
+from orchestrator.bench import lower_bound
+from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult
-from orchestrator.bench.room import make_room
+from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig
-from orchestrator.engine import Sampling, preload
+from orchestrator.engine import Sampling
+from orchestrator.engine.vllm import fork_context
 from orchestrator.errors import ConfigError
+from orchestrator.fleet import node_warmer
+from orchestrator.fleet.replica import StartReport
+from orchestrator.graph_cache.settings import cache_settings
 from orchestrator.progress import Say
-from orchestrator.replica import StartReport
+from orchestrator.runs import run
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,14 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
                     say("bench", f"round {turn}, {way.name}: {report.first_token_s:.1f} s")
     model = models.resolve(app.model, app.state_dir)
     found = {
-        "import": floor.import_s(),
-        "weights": floor.weights_s(model),
+        "import": lower_bound.import_s(),
+        "weights": lower_bound.weights_s(model),
         "forward": min(r["forward_s"] for r in rows),
     }
     least = {name: round(seconds, 3) for name, seconds in found.items()}
     summary = _summary(rows, [way for ways in ways_of for way in ways])
     summary["floor_s"] = {**least, "in_all": round(sum(found.values()), 3)}
-    return BenchResult("startup", summary, rows, environment.machine(), all(r["ok"] for r in rows))
+    return BenchResult("startup", summary, rows, provenance.machine(), all(r["ok"] for r in rows))
 
 
 def _start(session: run.Session, app: AppConfig, way: Way) -> tuple[StartReport, float]:
@@ -124,9 +129,13 @@ def _own_triton_cache() -> Iterator[None]:
 
 
 def _make_ready(app: AppConfig) -> None:
-    cache = run.cache_settings(app)
+    cache = cache_settings(app)
     keys = ray.get(cache.registry.entries.remote())
-    ray.get(list(prefetch.make_ready([n["NodeID"] for n in ray.nodes()], cache, preload.MODULE, list(keys)).values()))
+    ray.get(
+        list(
+            node_warmer.make_ready([n["NodeID"] for n in ray.nodes()], cache, fork_context.MODULE, list(keys)).values()
+        )
+    )
 
 
 def _chosen(skip: list[str]) -> list[tuple[Way, ...]]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import ray
 
-from orchestrator import environment, run
+from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult, Plot
-from orchestrator.bench.room import make_room
+from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling
-from orchestrator.fleet import Fleet
+from orchestrator.fleet.fleet import Fleet
 from orchestrator.progress import Say
+from orchestrator.runs import run
 from orchestrator.vllm_plugin import guard_cost
 
 STOCK = "stock"
@@ -44,7 +45,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
             if row[f"of_{base}"] is not None:
                 summary[f"ratio_to_{base}"].setdefault(row["mode"], {})[row["what"]] = row[f"of_{base}"]
     plots = (Plot("Seconds for a batch, median", "median_s", ("what", "mode")),)
-    return BenchResult("throughput", summary, rows, environment.machine(), plots=plots)
+    return BenchResult("throughput", summary, rows, provenance.machine(), plots=plots)
 
 
 def _fleet(session: run.Session, app: AppConfig, name: str) -> Fleet:

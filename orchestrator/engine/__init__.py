@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.config import EngineKind
-from orchestrator.engine.base import Chunk, CompileKey, Engine, EngineSpec, Sampling
+from orchestrator.engine.contract import Chunk, CompileKey, Engine, EngineSpec, Sampling
 
 __all__ = ["Chunk", "CompileKey", "Engine", "EngineSpec", "Sampling", "create"]
 
@@ -14,6 +14,6 @@ def create(kind: EngineKind, spec: EngineSpec) -> Engine:
         from orchestrator.engine.fake import FakeEngine
 
         return FakeEngine(spec)
-    from orchestrator.engine.vllm_engine import VllmEngine
+    from orchestrator.engine.vllm.engine import VllmEngine
 
     return VllmEngine(spec)

@@ -19,7 +19,7 @@ from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator import timeline
-from orchestrator.engine.base import Chunk, CompileKey, EngineSpec, Sampling
+from orchestrator.engine.contract import Chunk, CompileKey, EngineSpec, Sampling
 from orchestrator.errors import EngineDeadError, EngineStartError
 
 

@@ -17,8 +17,9 @@ from ray.exceptions import RayError
 
 from orchestrator.errors import ArtifactRefused
 from orchestrator.graph_cache import bundle, key
-from orchestrator.graph_cache.node import NodeCopies, name_of
-from orchestrator.graph_cache.receipt import Outcome, Receipt
+from orchestrator.graph_cache.node_cache import NodeCopies, name_of
+from orchestrator.graph_cache.restore_result import Outcome, Receipt
+from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.graph_cache.store import Store
 from orchestrator.timeline import EngineFacts, EventLog
 
@@ -26,29 +27,6 @@ _CALL_S = 60.0  # for a call that waits for nothing
 _PUBLISH_S = 300.0  # a slow durable store
 _TURNS_FROM = 1 << 20  # bytes; smaller bundles are everywhere before a turn is asked for
 AOT_FOLDER = Path("torch_compile_cache") / "torch_aot_compile"
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """What a replica needs to know of the graph cache; `registry` is None where graphs are not shared.
-
-    Attributes:
-        store: the durable store's URI, for bundles that the object store has no room for.
-        key_file: see `bundle.signing_key`.
-        limits: ceilings on what is unpacked.
-        wait_s: how long to wait for a replica that compiles.
-        lease_s: the registry's lease.
-        node_folder: where a node's replicas share installed bundles; at most `node_bytes` of them.
-    """
-
-    registry: Any
-    store: str
-    key_file: str
-    limits: bundle.Limits
-    wait_s: float
-    lease_s: float
-    node_folder: str
-    node_bytes: int
 
 
 @dataclass

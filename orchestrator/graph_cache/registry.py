@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from orchestrator.actors import cluster_wide
+from orchestrator.cluster.singletons import cluster_wide
 from orchestrator.graph_cache import key as keys
 from orchestrator.graph_cache.store import Store
-from orchestrator.graph_cache.turns import Turns
+from orchestrator.graph_cache.transfer_slots import Turns
 
 ACTOR_NAME = "graph-registry"
 # Each replica that waits holds a call: with Ray's default of 1000, as many of them would shut the leader out, and

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from orchestrator.colours import COLOURS
 from orchestrator.report import plots
+from orchestrator.timeline.colours import COLOURS
 
 
 def html(

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from orchestrator.colours import COLOURS
 from orchestrator.timeline import COMPILE_PHASES
+from orchestrator.timeline.colours import COLOURS
 
 
 def comparison_row(cell: dict[str, Any]) -> dict[str, Any]:

@@ -13,18 +13,19 @@ from ray import serve
 from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
-from orchestrator import config, models, plan, zygote
+from orchestrator import config, models, zygote
 from orchestrator.config import CONF, AppConfig, Device
 from orchestrator.errors import ConfigError
+from orchestrator.fleet import plan
 from orchestrator.graph_cache import bundle
 from orchestrator.progress import Say
 from orchestrator.serve import ingress
-from orchestrator.serve.ahead import Ahead
+from orchestrator.serve.auth import read_keys
 from orchestrator.serve.callback import SECTIONS
-from orchestrator.serve.gate import read_keys
 from orchestrator.serve.server import Server
+from orchestrator.serve.warm_ahead import Ahead
 
-PRELOAD = "orchestrator.serve.preloaded"
+PRELOAD = "orchestrator.serve.zygote_imports"
 FRONT_S = 15.0  # the ingress outlives the replicas, to say why a stream ended
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

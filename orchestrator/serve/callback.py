@@ -15,13 +15,15 @@ from omegaconf import OmegaConf
 from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
-from orchestrator import config, run, timeline
-from orchestrator.engine import EngineSpec, preload, shared_llm
-from orchestrator.engine.surroundings import Surroundings
+from orchestrator import config, timeline
+from orchestrator.engine import EngineSpec
+from orchestrator.engine.vllm import fork_context, serve_hook
+from orchestrator.engine.vllm.supervisor import Surroundings
 from orchestrator.errors import ConfigError
+from orchestrator.fleet.replica import StartReport
 from orchestrator.graph_cache.client import GraphCacheClient
-from orchestrator.graph_cache.receipt import Outcome, Receipt
-from orchestrator.replica import StartReport
+from orchestrator.graph_cache.restore_result import Outcome, Receipt
+from orchestrator.graph_cache.settings import cache_settings
 
 logger = logging.getLogger("ray.serve")
 SECTIONS = ("graph_cache", "cold_start", "engine", "cluster", "serve", "state_dir")
@@ -87,7 +89,7 @@ class ReplicaStart:
         self._app, self._llm_config = app, llm_config
         self._scratch = Path(tempfile.mkdtemp(prefix="orchestrator-serve-"))
         start = app.cold_start
-        forked = start.preload and preload.available()
+        forked = start.preload and fork_context.available()
         spec = EngineSpec(
             replica=self.name,
             model=model,
@@ -104,7 +106,7 @@ class ReplicaStart:
         Path(spec.cache_root).mkdir(mode=0o700)
         self._around = Surroundings(spec)
         share = start.share_graphs and not llm_config.engine_kwargs.get("enforce_eager", False)
-        self._cache = GraphCacheClient(run.cache_settings(app, share=share), self.name, self._around.events)
+        self._cache = GraphCacheClient(cache_settings(app, share=share), self.name, self._around.events)
         self._receipt = Receipt(Outcome.stock)
         self._facts = timeline.EngineFacts()
 
@@ -117,7 +119,7 @@ class ReplicaStart:
         given = dict(self._llm_config.engine_kwargs.get("additional_config") or {})
         ours = {"orchestrator": {"kv_update": start.kv_update.value, "trace_once": start.trace_once}}
         self._llm_config.update_engine_kwargs(additional_config={**given, **ours})
-        shared_llm.install(self._around, self)
+        serve_hook.install(self._around, self)
 
     def restore(self, factors: Callable[[], Mapping[str, str]]) -> bool:
         """See shared_llm.GraphCache."""

@@ -20,8 +20,8 @@ from starlette.exceptions import HTTPException
 
 from orchestrator.config import AppConfig
 from orchestrator.serve import status
-from orchestrator.serve.ahead import Ahead
-from orchestrator.serve.gate import Gate, error
+from orchestrator.serve.auth import Gate, error
+from orchestrator.serve.warm_ahead import Ahead
 
 _TRIES = 2  # a request whose replica died before it answered is asked once more
 

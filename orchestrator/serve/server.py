@@ -11,11 +11,11 @@ from typing import Any
 from ray.serve.llm.deployment import LLMServer
 from ray.util import metrics
 
-from orchestrator.engine import shared_llm
+from orchestrator.engine.vllm import serve_hook
 from orchestrator.errors import EngineDeadError
-from orchestrator.replica import StartReport
-from orchestrator.serve.board import Board
+from orchestrator.fleet.replica import StartReport
 from orchestrator.serve.callback import FastColdStart
+from orchestrator.serve.status_board import Board
 
 _PHASE = metrics.Gauge(
     "orchestrator_start_phase_seconds", "Where a replica's start went.", tag_keys=("model", "replica", "phase")
@@ -76,7 +76,7 @@ class Server(LLMServer):
 
     async def _probe(self) -> None:
         self._probes += 1
-        await shared_llm.first_token(self.engine._engine_client, f"probe-{self._probes}")
+        await serve_hook.first_token(self.engine._engine_client, f"probe-{self._probes}")
         self._last_token = time.monotonic()
 
     async def __del__(self) -> None:

@@ -11,9 +11,9 @@ import ray
 from jinja2 import Environment
 from ray.exceptions import RayError
 
-from orchestrator.colours import COLOURS
 from orchestrator.graph_cache import registry
-from orchestrator.serve.board import Board
+from orchestrator.serve.status_board import Board
+from orchestrator.timeline.colours import COLOURS
 
 
 async def collect(namespace: str) -> dict[str, Any]:

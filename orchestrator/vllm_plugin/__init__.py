@@ -21,12 +21,12 @@ def register() -> None:
     if vllm.__version__.split(".")[:2] != TESTED.split("."):
         _refuse_when_asked(vllm.__version__)
         return
-    from orchestrator.vllm_plugin import backend_seam, normal_key, piecewise_cpu, trace_once
+    from orchestrator.vllm_plugin import cache_key, compiler_hooks, piecewise_cpu, trace_once
 
     piecewise_cpu.install()
-    backend_seam.install()
+    compiler_hooks.install()
     trace_once.install()
-    normal_key.install()
+    cache_key.install()
 
 
 def _refuse_when_asked(version: str) -> None:

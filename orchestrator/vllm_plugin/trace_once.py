@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from orchestrator.vllm_plugin.alike import alike
+from orchestrator.vllm_plugin.layer_equivalence import alike
 from orchestrator.vllm_plugin.settings import logger, trace_once
 
 _FEWEST = 3  # a first layer often differs from the second, so only the third is sure to be stamped out

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator.engine import preload
+from orchestrator.engine.vllm import fork_context
 from tests.conftest import GIVEN
 from tests.engine import starts
 
@@ -72,5 +72,7 @@ def factors(model: str) -> dict[str, Any]:
         ).stdout.splitlines()[0],
         "environment": {n: v for n, v in sorted(GIVEN.items()) if n.startswith(_VARIABLES)},
         "model": hashlib.sha256("\n".join(content).encode()).hexdigest()[:16],
-        "start": hashlib.sha256((inspect.getsource(starts) + inspect.getsource(preload)).encode()).hexdigest()[:16],
+        "start": hashlib.sha256((inspect.getsource(starts) + inspect.getsource(fork_context)).encode()).hexdigest()[
+            :16
+        ],
     }

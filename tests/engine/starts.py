@@ -33,7 +33,7 @@ def start(model: str, mode: str, cache: str, wrong_order: bool = False, ranks: i
     from vllm.compilation.counter import compilation_counter
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    from orchestrator.engine.preload import compiler_takes_flags
+    from orchestrator.engine.vllm.fork_context import compiler_takes_flags
 
     # these save time, and change no code
     VecISA.check_build = compiler_takes_flags
@@ -109,10 +109,10 @@ def plant_wrong_order() -> None:
 
 def serve() -> None:
     os.environ |= ENVIRONMENT
-    import orchestrator.engine.preloaded  # noqa: F401
-    from orchestrator.engine import preload
+    import orchestrator.engine.vllm.zygote_imports  # noqa: F401
+    from orchestrator.engine.vllm import fork_context
 
-    preload.inspect_models_here()
+    fork_context.inspect_models_here()
     for line in sys.stdin:
         if (pid := os.fork()) == 0:
             signal.alarm(_DEADLINE_S)

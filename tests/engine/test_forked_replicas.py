@@ -13,11 +13,11 @@ import psutil
 import pytest
 import ray
 
-from orchestrator import run
-from orchestrator.bench.room import make_room
+from orchestrator.bench.resources import make_room
 from orchestrator.engine import Sampling
 from orchestrator.errors import ReplicaError
-from orchestrator.graph_cache.receipt import Outcome
+from orchestrator.graph_cache.restore_result import Outcome
+from orchestrator.runs import run
 from tests import footprint
 from tests.footprint import Footprint
 from tests.waiting import HANG_S, wait_for
@@ -123,9 +123,9 @@ def _killed_half_way(fleet) -> int:
 def test_a_preload_module_that_fails_costs_time_not_a_replica(
     make_app, state: str, graphs: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    from orchestrator.engine import preload
+    from orchestrator.engine.vllm import fork_context
 
-    monkeypatch.setattr(preload, "MODULE", "tests.ray.no_such_module")
+    monkeypatch.setattr(fork_context, "MODULE", "tests.ray.no_such_module")
     app = make_app("model=tiny_llama", f"graph_cache.store={graphs}", f"state_dir={state}", "replicas=1")
     make_room(app, 1)
     with run.session(app, lambda who, what: None) as session:

@@ -134,37 +134,37 @@ def test_outside_a_forward_nothing_is_announced(runtime) -> None:
 
 @pytest.mark.parametrize("fusion", ["fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache", "fuse_rope_kvcache_cat_mla"])
 def test_fusions_that_resolve_names_fall_back(fusion: str) -> None:
-    from orchestrator.vllm_plugin import backend_seam, kv_pass
+    from orchestrator.vllm_plugin import compiler_hooks, kv_pass
 
     passes = SimpleNamespace(**{fusion: True})
     compilation = SimpleNamespace(use_inductor_graph_partition=False, pass_config=passes)
-    token = backend_seam._compiling.set(SimpleNamespace(compilation_config=compilation))
+    token = compiler_hooks._compiling.set(SimpleNamespace(compilation_config=compilation))
     try:
         with pytest.raises(kv_pass.CannotRewrite, match=f"{fusion} resolves layer names on its own"):
-            backend_seam._require_supported("layer_index")
+            compiler_hooks._require_supported("layer_index")
         passes.__dict__[fusion] = False
         compilation.use_inductor_graph_partition = True
         with pytest.raises(kv_pass.CannotRewrite, match="no stitching code"):
-            backend_seam._require_supported("layer_index")
+            compiler_hooks._require_supported("layer_index")
     finally:
-        backend_seam._compiling.reset(token)
+        compiler_hooks._compiling.reset(token)
 
 
 def test_layer_name_needs_vllms_layer_name(monkeypatch) -> None:
     """VLLM_USE_LAYERNAME=0 bakes names; `layer_name` then falls back, and `layer_index` does not care."""
     from vllm.utils import torch_utils
 
-    from orchestrator.vllm_plugin import backend_seam, kv_pass
+    from orchestrator.vllm_plugin import compiler_hooks, kv_pass
 
     monkeypatch.setattr(torch_utils, "_USE_LAYERNAME", False)
     compilation = SimpleNamespace(use_inductor_graph_partition=False, pass_config=SimpleNamespace())
-    token = backend_seam._compiling.set(SimpleNamespace(compilation_config=compilation))
+    token = compiler_hooks._compiling.set(SimpleNamespace(compilation_config=compilation))
     try:
-        backend_seam._require_supported("layer_index")
+        compiler_hooks._require_supported("layer_index")
         with pytest.raises(kv_pass.CannotRewrite, match="VLLM_USE_LAYERNAME=1"):
-            backend_seam._require_supported("layer_name")
+            compiler_hooks._require_supported("layer_name")
     finally:
-        backend_seam._compiling.reset(token)
+        compiler_hooks._compiling.reset(token)
 
 
 def test_keys_leave_out_where_a_replica_runs(make_app, state: str, tmp_path, monkeypatch) -> None:
@@ -175,13 +175,13 @@ def test_keys_leave_out_where_a_replica_runs(make_app, state: str, tmp_path, mon
     from vllm.plugins import load_general_plugins
 
     from orchestrator import models
-    from orchestrator.engine import preload
-    from orchestrator.engine.vllm_engine import compile_factors
+    from orchestrator.engine.vllm import fork_context
+    from orchestrator.engine.vllm.engine import compile_factors
     from orchestrator.graph_cache import key
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     load_general_plugins()
-    preload.inspect_models_here()
+    fork_context.inspect_models_here()
     here = models.resolve(make_app("model=tiny_llama").model, state)
     there = shutil.copytree(here, tmp_path / "another home")
 

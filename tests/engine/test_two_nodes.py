@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator import models
 from tests.footprint import Footprint
-from tests.ray.test_far_nodes import Nodes, pytestmark
+from tests.ray.test_multi_node import Nodes, pytestmark
 
 __all__ = ["pytestmark"]  # needs mount namespaces
 

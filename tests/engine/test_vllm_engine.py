@@ -11,8 +11,9 @@ import pytest
 
 from orchestrator import models
 from orchestrator.config import EngineKind
-from orchestrator.engine import EngineSpec, create, processes
-from orchestrator.engine.vllm_engine import VllmEngine
+from orchestrator.engine import EngineSpec, create
+from orchestrator.engine.vllm import reaper
+from orchestrator.engine.vllm.engine import VllmEngine
 from orchestrator.errors import EngineDeadError, EngineStartError
 from tests import contract
 from tests.waiting import HANG_S
@@ -56,7 +57,7 @@ def test_a_failing_start_gives_the_root_cause_in_seconds(engine) -> None:
     with pytest.raises(EngineStartError) as caught:
         asyncio.run(broken.start())  # not at its deadline: the cause would be another
     assert "GiB) on kv cache allocation is less than requested memory" in " ".join(caught.value.cause.split())
-    assert processes.marked(broken._around._marker) == []
+    assert reaper.marked(broken._around._marker) == []
 
 
 def test_the_contract_and_a_killed_engine(engine) -> None:
@@ -69,7 +70,7 @@ def test_the_contract_and_a_killed_engine(engine) -> None:
         await contract.check_serving(real)
         await kill_core(real)
         await contract.check_stopping(real)
-        assert processes.marked(real._around._marker) == []
+        assert reaper.marked(real._around._marker) == []
 
     asyncio.run(run())
 

@@ -14,14 +14,15 @@ import pytest
 import ray
 from hypothesis import settings
 
-from orchestrator import cluster, ray_start
+from orchestrator.cluster import connect, ray_start
+from orchestrator.cluster.shape import ClusterShape
+from orchestrator.cluster.shape import Node as PlanNode
 from orchestrator.config import AppConfig
-from orchestrator.engine import preload
-from orchestrator.fleet import Fleet
+from orchestrator.engine.vllm import fork_context
+from orchestrator.fleet.fleet import Fleet
+from orchestrator.fleet.plan import make_plan
 from orchestrator.graph_cache import bundle, registry
-from orchestrator.graph_cache.client import CacheSettings
-from orchestrator.plan import ClusterShape, make_plan
-from orchestrator.plan import Node as PlanNode
+from orchestrator.graph_cache.settings import CacheSettings
 from tests.ray import ray_nodes
 from tests.waiting import HANG_S
 
@@ -50,7 +51,7 @@ class SharedRay:
 
     def start(self) -> None:
         if not self._runs:
-            self._running.enter_context(cluster.connected(AppConfig().cluster, SHAPE))
+            self._running.enter_context(connect.connected(AppConfig().cluster, SHAPE))
             self._runs = True
 
     def end(self) -> None:
@@ -93,7 +94,7 @@ def cache(local_ray: None, tmp_path: Path) -> Iterator[CacheSettings]:
 @pytest.fixture
 def make_fleet(make_app, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A fleet of fake engines, forked from a zygote as vLLM's are; `args` reach the fake."""
-    monkeypatch.setattr(preload, "MODULE", "tests.ray.fake_preload")
+    monkeypatch.setattr(fork_context, "MODULE", "tests.ray.fake_zygote_imports")
 
     def make(
         replicas: int = 2,

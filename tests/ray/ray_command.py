@@ -1,8 +1,8 @@
-"""The command `ray`, whose raylets know all their agents' ports (see orchestrator/ray_start.py)."""
+"""The command `ray`, whose raylets know all their agents' ports (see orchestrator/cluster/ray_start.py)."""
 
 import sys
 
-from orchestrator import ray_start
+from orchestrator.cluster import ray_start
 
 if __name__ == "__main__":
     from ray.scripts.scripts import main

@@ -1,11 +1,11 @@
-"""Ray nodes as tests start them: with ports of their own, and patience (see orchestrator/ray_start.py)."""
+"""Ray nodes as tests start them: with ports of their own, and patience (see orchestrator/cluster/ray_start.py)."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from orchestrator import ray_start
+from orchestrator.cluster import ray_start
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START = [sys.executable, str(Path(__file__).with_name("ray_command.py")), "start"]  # as `ray start`

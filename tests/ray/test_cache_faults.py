@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestrator.fleet import Fleet
+from orchestrator.fleet.fleet import Fleet
+from orchestrator.fleet.plan import ReplicaPlan
 from orchestrator.graph_cache import bundle, registry
-from orchestrator.graph_cache.client import CacheSettings
-from orchestrator.graph_cache.receipt import Outcome
+from orchestrator.graph_cache.restore_result import Outcome
+from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.graph_cache.store import Store
-from orchestrator.plan import ReplicaPlan
 from tests.waiting import HANG_S, wait_for
 
 

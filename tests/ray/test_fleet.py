@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import ray
 
-from orchestrator.engine import Sampling, processes
+from orchestrator.engine import Sampling
+from orchestrator.engine.vllm import reaper
 from orchestrator.errors import EngineStartError, OrchestratorError, PlacementError
-from orchestrator.graph_cache.receipt import Outcome
-from orchestrator.replica import Answer
+from orchestrator.fleet.replica import Answer
+from orchestrator.graph_cache.restore_result import Outcome
 from tests.waiting import wait_for
 
 
@@ -147,7 +148,7 @@ class Owner:
     """An actor with a folder that only its reaper removes."""
 
     def own(self, folder: str) -> None:
-        processes.start_reaper(processes.new_marker("owner", forked=False), folder)
+        reaper.start_reaper(reaper.new_marker("owner", forked=False), folder)
 
 
 @pytest.mark.parametrize("end", [ray.kill, lambda actor: actor.__ray_terminate__.remote()], ids=["killed", "ended"])

@@ -15,11 +15,12 @@ import ray
 from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
 
-from orchestrator import prefetch, zygote
+from orchestrator import zygote
+from orchestrator.fleet import node_warmer
 from orchestrator.graph_cache import registry
-from orchestrator.graph_cache.client import CacheSettings
-from orchestrator.graph_cache.receipt import Outcome
 from orchestrator.graph_cache.registry import Registry
+from orchestrator.graph_cache.restore_result import Outcome
+from orchestrator.graph_cache.settings import CacheSettings
 from tests.ray.ray_nodes import agents
 from tests.ray.test_zygote import PRELOAD
 from tests.waiting import HANG_S, wait_for
@@ -107,7 +108,7 @@ def test_a_node_is_made_ready_before_it_is_asked(cluster: Cluster, make_fleet, c
     cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"new": 1}, **agents())
     cluster.wait_for_nodes(timeout=HANG_S)
     (node,) = [n["NodeID"] for n in ray.nodes() if "new" in n["Resources"]]
-    (done,) = prefetch.make_ready([node], cache, PRELOAD, [key, "unknown"]).values()
+    (done,) = node_warmer.make_ready([node], cache, PRELOAD, [key, "unknown"]).values()
     assert ray.get(done, timeout=HANG_S) == 1
     assert ray.get(cache.registry.offer.remote("unknown")) is None
 

@@ -19,7 +19,7 @@ if agents:
 START = """
 import contextlib, sys
 import ray
-from orchestrator import ray_start
+from orchestrator.cluster import ray_start
 
 if sys.argv[1] == "not given":
     ray_start._given = lambda ports: contextlib.nullcontext()

@@ -11,7 +11,7 @@ import ray
 
 from orchestrator.graph_cache import registry as module
 from orchestrator.graph_cache.registry import Registry
-from orchestrator.serve.board import Board
+from orchestrator.serve.status_board import Board
 from tests.waiting import HANG_S
 
 

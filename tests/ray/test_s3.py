@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestrator import cli
+from orchestrator.cli import main
 from orchestrator.graph_cache import registry
-from orchestrator.graph_cache.receipt import Outcome
+from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.graph_cache.store import Store
 from tests.ray.ray_nodes import free_port
 from tests.waiting import HANG_S, wait_for
@@ -71,7 +71,7 @@ def test_a_later_cluster_never_compiles(s3: str, make_fleet, cache, tmp_path: Pa
     later = cluster("later")
     assert [(r.outcome, r.source) for r in later] == [(Outcome.hit, "memory"), (Outcome.hit, "node")]
     where = ["cache", "--store", s3, "--key-file", cache.key_file]
-    assert cli.main([*where, "verify", first[0].key[:12]]) == 0
-    assert cli.main([*where, "evict", first[0].key]) == 0
-    assert cli.main([*where, "show", first[0].key]) == 2
+    assert main.main([*where, "verify", first[0].key[:12]]) == 0
+    assert main.main([*where, "evict", first[0].key]) == 0
+    assert main.main([*where, "show", first[0].key]) == 2
     assert "authentic" in capsys.readouterr().out

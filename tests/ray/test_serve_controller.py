@@ -11,7 +11,7 @@ from tests.waiting import HANG_S
 LOST = """
 import psutil, ray
 from ray import serve
-from orchestrator import ray_start
+from orchestrator.cluster import ray_start
 from orchestrator.errors import ServeError
 from orchestrator.serve import controller
 

@@ -19,7 +19,7 @@ from orchestrator.zygote import client
 from tests.footprint import line, processes
 from tests.waiting import HANG_S, wait_for
 
-PRELOAD = "tests.ray.light_preload"
+PRELOAD = "tests.ray.light_zygote_imports"
 
 
 def forked(**variables: str) -> Any:

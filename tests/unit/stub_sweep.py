@@ -79,7 +79,7 @@ if __name__ == "__main__":
     else:
         from omegaconf import OmegaConf
 
-        from orchestrator import jobs, sweep
+        from orchestrator.cli import jobs, sweep
 
         sweep.command = lambda job: [sys.executable, __file__, "cell", job]
         # a deadline for cells that hang alone: no other one has to be fast

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import pytest
 
-from orchestrator.batch import job
-from orchestrator.batch.files import Output, Request, check
-from orchestrator.batch.job import execute
 from orchestrator.errors import ConfigError, ServeError
+from orchestrator.runs.batch import job
+from orchestrator.runs.batch.files import Output, Request, check
+from orchestrator.runs.batch.job import execute
 
 
 def line(name: str, **body: object) -> str:

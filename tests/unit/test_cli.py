@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cache_command, cli
+from orchestrator.cli import cache_command, main
 from orchestrator.graph_cache import bundle
 from orchestrator.graph_cache.store import Store
 
@@ -29,7 +29,7 @@ def run(tmp_path: Path, capsys, monkeypatch) -> Callable[..., tuple[int, str]]:
         Store(store).save(name, 1, data, header)
 
     def ask(*words: str) -> tuple[int, str]:
-        code = cli.main(["cache", "--store", store, "--key-file", key_file, *words])
+        code = main.main(["cache", "--store", store, "--key-file", key_file, *words])
         found = capsys.readouterr()
         return code, found.out + found.err
 
@@ -76,6 +76,6 @@ def test_evict_wants_to_know_what(run) -> None:
 
 def test_a_wrong_command_is_exit_code_2(capsys) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(["cache", "lss"])
+        main.main(["cache", "lss"])
     assert caught.value.code == 2
     assert "invalid choice" in capsys.readouterr().err

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster.shape import ClusterShape, Node
 from orchestrator.errors import ConfigError
-from orchestrator.plan import ClusterShape, Node, make_plan
+from orchestrator.fleet.plan import make_plan
 from tests.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.cluster.shape import ClusterShape, Node
 from orchestrator.config import AppConfig, Device, KvUpdate, ModelConfig
 from orchestrator.errors import ConfigError
-from orchestrator.plan import ClusterShape, Node, make_plan
+from orchestrator.fleet.plan import make_plan
 
 
 def app_of(replicas: int, size: int, device: Device, each: float = 1.0) -> AppConfig:

@@ -17,7 +17,7 @@ class Attempts:
         self.failures, self.ports = failures, []
 
     def __call__(self, **arguments: object) -> None:
-        from orchestrator import ray_start
+        from orchestrator.cluster import ray_start
 
         parameters = ray_start.ray._private.parameter.RayParams()
         self.ports.append([getattr(parameters, name) for name in ray_start.AGENT_PORTS])
@@ -27,7 +27,7 @@ class Attempts:
 
 @pytest.fixture
 def attempts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from orchestrator import ray_start
+    from orchestrator.cluster import ray_start
 
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(ray_start.ray, "shutdown", lambda: None)

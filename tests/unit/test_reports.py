@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import outputs
+from orchestrator.cli import upload
 from orchestrator.errors import ConfigError
 from orchestrator.report import compare, page, plots
 
@@ -71,7 +71,7 @@ def test_outputs_are_copied_below_day_and_time(tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "day" / "time"
     (folder / "0").mkdir(parents=True)
     (folder / "0" / "result.json").write_text("{}")
-    assert outputs.upload(folder, f"file://{tmp_path}/far") == f"file://{tmp_path}/far/day/time"
+    assert upload.upload(folder, f"file://{tmp_path}/far") == f"file://{tmp_path}/far/day/time"
     assert (tmp_path / "far" / "day" / "time" / "0" / "result.json").read_text() == "{}"
     with pytest.raises(ConfigError, match="upload=nonsense://x"):
-        outputs.check("nonsense://x")
+        upload.check("nonsense://x")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.bench.simulate import RESOURCES
-from orchestrator.bench.start_model import Constants, Scale, simulate
+from orchestrator.bench.simulator.simulate import RESOURCES
+from orchestrator.bench.simulator.start_model import Constants, Scale, simulate
 
 some = st.floats(0.0, 0.5)
 constants = st.builds(Constants, some, some, some, some, some, some, some, some, some)

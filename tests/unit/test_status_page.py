@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from orchestrator.serve import status
-from orchestrator.serve.board import Board
+from orchestrator.serve.status_board import Board
 
 
 def report(seconds: float) -> dict:

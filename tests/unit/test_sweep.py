@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from orchestrator import suite, sweep
+from orchestrator.cli import suite, sweep
 from orchestrator.config import SuiteEntry
 from orchestrator.errors import ConfigError
 from tests.waiting import HANG_S

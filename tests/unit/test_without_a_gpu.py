@@ -8,26 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import environment
-from orchestrator.engine.base import EngineSpec
-from orchestrator.engine.surroundings import Surroundings
+from orchestrator.cluster import provenance
+from orchestrator.engine.contract import EngineSpec
+from orchestrator.engine.vllm.supervisor import Surroundings
 
 
 def test_the_machine_names_its_gpus(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "gpus" not in environment.machine()
+    assert "gpus" not in provenance.machine()
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 580.1'\n")
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    assert environment.machine()["gpus"] == ["NVIDIA H100 80GB HBM3, 580.1"]
+    assert provenance.machine()["gpus"] == ["NVIDIA H100 80GB HBM3, 580.1"]
     tool.write_text("#!/bin/sh\nexit 9\n")
-    assert "gpus" not in environment.machine()
+    assert "gpus" not in provenance.machine()
 
 
 def test_the_compile_key_asks_cuda_for_nothing(monkeypatch) -> None:
     torch = pytest.importorskip("torch")
     codecache = pytest.importorskip("torch._inductor.codecache")
-    from orchestrator.engine.vllm_engine import _no_device_asked
+    from orchestrator.engine.vllm.engine import _no_device_asked
 
     def asked() -> None:
         raise AssertionError("CUDA was initialised")

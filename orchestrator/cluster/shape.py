@@ -1,0 +1,54 @@
+"""What a cluster's nodes offer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import ray
+
+from orchestrator.config import ClusterConfig, Device
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node of the cluster offers."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class ClusterShape:
+    """The nodes of the cluster."""
+
+    nodes: tuple[Node, ...]
+
+    def total(self, device: Device) -> float:
+        """All CPUs or all GPUs."""
+        return sum(node.gpus if device is Device.gpu else node.cpus for node in self.nodes)
+
+    def largest(self, device: Device) -> float:
+        """The CPUs or GPUs of the node that has most."""
+        return max((node.gpus if device is Device.gpu else node.cpus for node in self.nodes), default=0.0)
+
+
+def local_shape(cluster: ClusterConfig) -> ClusterShape:
+    """What a local Ray will offer, known before it starts."""
+    cpus = cluster.num_cpus if cluster.num_cpus is not None else len(os.sched_getaffinity(0))
+    gpus = cluster.num_gpus if cluster.num_gpus is not None else visible_gpus()
+    return ClusterShape((Node(cpus, gpus),))
+
+
+def existing_shape() -> ClusterShape:
+    """What the nodes of the joined cluster offer."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return ClusterShape(tuple(Node(r.get("CPU", 0.0), r.get("GPU", 0.0)) for r in alive))
+
+
+def visible_gpus() -> int:
+    """GPUs by NVIDIA's device files and CUDA_VISIBLE_DEVICES; no CUDA is initialised."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])

@@ -1,0 +1,154 @@
+"""Import vLLM once per node: replicas are forked from the node's zygote, and their engine's processes likewise.
+
+vLLM spawns EngineCore, which spawns the workers, and each imports vLLM for several seconds, one after the other. A
+replica that was forked from a zygote (see orchestrator/zygote) has imported it; at its birth, while it has one thread,
+it forks a forkserver of its own, from which EngineCore and workers come in milliseconds.
+
+No device is initialised before a fork. A fork does not see what its parent has put into the environment since, so each
+process brings its parent's environment along; OpenMP has read its own part at load time, so thread counts and CPU sets
+are applied by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import Any
+
+from orchestrator.engine.vllm import short_profile
+
+MODULE = "orchestrator.engine.vllm.zygote_imports"
+# How Inductor learns what the CPU runs: "known" (graphs for this very CPU were restored), "flags" (ask the compiler).
+CPU_PROBE = "ORCHESTRATOR_CPU_PROBE"
+
+
+class _Process(ForkServerProcess):
+    """A process that runs with its parent's environment and niceness as of `start`."""
+
+    def start(self) -> None:
+        forkserver.ensure_running()
+        self._environment = dict(os.environ)
+        self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        self._streams = [os.readlink(f"/proc/self/fd/{stream}") for stream in (1, 2)]
+        self._server = _forkserver()._forkserver_address
+        super().start()
+
+    def run(self) -> None:
+        # Python would start another server, without our imports, for the children of a forked process
+        _forkserver()._forkserver_address = self._server
+        _forkserver().ensure_running = lambda: None
+        forkserver.ensure_running = _forkserver().ensure_running
+        os.environ.clear()
+        os.environ.update(self._environment)
+        # Ray's workers are nice, and the forkserver was born before: engines would starve what brings them requests
+        os.setpriority(os.PRIO_PROCESS, 0, self._niceness)
+        _adopt_environment()
+        for stream, target in enumerate(self._streams, start=1):  # Ray turned to log files meanwhile
+            if os.path.isfile(target):
+                log = os.open(target, os.O_WRONLY | os.O_APPEND)
+                os.dup2(log, stream)
+                os.close(log)
+        super().run()
+
+
+def _forkserver() -> Any:
+    return forkserver._forkserver  # type: ignore[attr-defined]
+
+
+class PreloadedContext(ForkServerContext):
+    """What `multiprocessing.get_context` would return, had it a start method `preloaded`."""
+
+    Process = _Process
+
+
+def fork_server() -> None:
+    """Fork this process's forkserver, where `multiprocessing` would start a new Python; call it before any thread."""
+    server = _forkserver()
+    resource_tracker.ensure_running()
+    with socket.socket(socket.AF_UNIX) as listener:
+        address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+        listener.bind(address)
+        os.chmod(address, 0o600)
+        listener.listen()
+        alive_r, alive_w = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(alive_w)
+            try:
+                forkserver.main(listener.fileno(), alive_r, [])
+            finally:
+                os._exit(0)
+        os.close(alive_r)
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, alive_w, pid
+
+
+def available() -> bool:
+    """Has this process got a forkserver that has imported vLLM?"""
+    return _forkserver()._forkserver_pid is not None
+
+
+def use_in_this_process() -> None:
+    """Make vLLM start its processes from the server; called in the replica, and in every process forked for it."""
+    from vllm.utils import system_utils
+    from vllm.v1.engine import coordinator, utils
+    from vllm.v1.executor import multiproc_executor
+
+    for module in (system_utils, coordinator, utils, multiproc_executor):
+        module.get_mp_context = PreloadedContext
+
+
+def inspect_models_here() -> None:
+    """Let vLLM look at a model class in this process: its subprocess, 9 s of imports, only shields CUDA.
+
+    This process computes nothing, and its engine's processes are spawned, or forked from a server that has not looked.
+    """
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda inspect: inspect()
+
+
+def log_as_told() -> None:
+    """vLLM reads VLLM_LOGGING_CONFIG_PATH when it is imported: read it once more."""
+    from vllm import logger
+
+    logger._configure_vllm_root_logger()
+
+
+def _adopt_environment() -> None:
+    """Apply what libgomp and Inductor would have found out at load time, which was too early.
+
+    vLLM's CPU executor binds threads by GOMP_CPU_AFFINITY (`OMPProcessManager`). Inductor builds up to six programs
+    and loads each in a subprocess, for 8 s, to learn whether the CPU features that it read run what the compiler makes.
+    Restored graphs have answered that, for their key holds the CPU's instruction set; otherwise it is enough that the
+    compiler takes the flags, since the first kernel is built with them right away.
+    """
+    import torch
+    from torch._inductor import config as inductor
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    log_as_told()
+    # vLLM sets these at its import and in its CPU platform; Inductor read them before; the second is in vLLM's key
+    inductor.compile_threads = inductor.decide_compile_threads()
+    inductor.cpp.dynamic_threads = os.environ.get("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "0") == "1"
+    probe = {"known": lambda isa, code: True, "flags": compiler_takes_flags}.get(os.environ.get(CPU_PROBE, ""))
+    if probe is not None:
+        VecISA.check_build = probe  # not the setting vec_isa_ok: that is part of vLLM's key
+    if os.environ.get(short_profile.VARIABLE):
+        short_profile.install()
+    if cores := os.environ.get("GOMP_CPU_AFFINITY", "").split():
+        os.sched_setaffinity(0, {int(core) for core in cores})
+        torch.set_num_threads(len(cores))
+
+
+def compiler_takes_flags(isa: Any, code: str) -> bool:
+    """Stands in for `VecISA.check_build`: a syntax check of nothing, with the instruction set's flags."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    flags = [f"-{flag.lstrip('-')}" for flag in isa.build_arch_flags().split()]
+    command = [get_cpp_compiler(), *flags, "-fsyntax-only", "-x", "c++", "-"]
+    return (
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60).returncode == 0
+    )

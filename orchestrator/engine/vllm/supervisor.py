@@ -1,0 +1,142 @@
+"""What a vLLM engine of ours runs in: its environment, a watch over its start, and nothing left of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from orchestrator import timeline
+from orchestrator.engine.contract import EngineSpec
+from orchestrator.engine.vllm import fork_context, reaper, short_profile
+
+# vLLM may take ten minutes to notice a worker that failed in its start; we give it these seconds.
+GRACE_S = 3.0
+_LONGEST_FOLDER = 70  # for a Unix socket in it, whose path has 107 bytes at most
+
+
+class Surroundings:
+    """One engine's. Order of calls: enter, imported, begin, perhaps overdue, end.
+
+    Args:
+        spec: the engine's.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.events = timeline.EventLog(spec.events_file)
+        self._marker = reaper.new_marker(spec.replica, forked=spec.preload and fork_context.available())
+        self._reaper: psutil.Process | None = None
+        self._remove = ""
+        self._segments: set[Path] = set()
+        self._deadline = float("inf")
+        self._failed_at: float | None = None
+
+    def enter(self) -> None:
+        """Set the environment that vLLM and its processes are to see."""
+        logging_file = Path(self.spec.scratch) / "logging.json"
+        logging_file.write_text(json.dumps(timeline.vllm_logging_config(self.spec.events_file)))
+        os.environ.update(self.spec.env)
+        os.environ.update(
+            {
+                reaper.MARKER: self._marker,
+                "VLLM_CACHE_ROOT": self.spec.cache_root,
+                "VLLM_LOGGING_CONFIG_PATH": str(logging_file),
+            }
+        )
+        if len(self.spec.scratch) < _LONGEST_FOLDER:  # vLLM leaves its sockets behind
+            os.environ["VLLM_RPC_BASE_PATH"] = self.spec.scratch
+        if not (self.spec.cpu or self.spec.stock):
+            # Triton's own default, said aloud: else an engine that compiles keeps its kernels in its own cache root,
+            # and the next one, which does not, makes those of vLLM's model runner again (20 s)
+            home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+            os.environ.setdefault("TRITON_CACHE_DIR", f"{home}/.triton/cache")
+        if self.spec.cpu:
+            _bind_threads(int(self.spec.args.get("tensor_parallel_size", 1)))
+
+    def imported(self) -> None:
+        """Say that vLLM is imported now."""
+        fork_context.log_as_told()
+        self.events.mark("import")
+        if self.spec.preload or not (self.spec.cpu or self.spec.stock):
+            fork_context.inspect_models_here()
+
+    def begin(self, *, restored: bool, remove: str = "") -> None:
+        """From here on the engine's processes are watched, and outlive this one by a moment at most.
+
+        Args:
+            restored: graphs for the engine's compile key lie under its cache root.
+            remove: a folder to remove at the end, even if this process is killed.
+        """
+        if self.spec.cpu and self.spec.quick_cpu_probe:
+            os.environ[fork_context.CPU_PROBE] = "known" if restored else "flags"
+        if self.spec.cpu and self.spec.short_profile and restored:
+            os.environ[short_profile.VARIABLE] = "1"
+        self._reaper, self._remove = reaper.start_reaper(self._marker, remove), remove
+        self._deadline = time.monotonic() + self.spec.start_timeout_s
+
+    def started(self) -> None:
+        """The start is over."""
+        self._deadline = float("inf")
+        self._segments = reaper.shared_segments(self._marker)  # a killed EngineCore cannot be asked for them
+        self.events.mark("handshake")
+
+    @property
+    def timed_out(self) -> bool:
+        """The start took longer than it may."""
+        return time.monotonic() > self._deadline
+
+    def overdue(self) -> bool:
+        """The start has failed or timed out, whether or not vLLM has noticed."""
+        if self._failed_at is None and timeline.root_cause(self.events.read()):
+            self._failed_at = time.monotonic()
+        return self.timed_out or (self._failed_at is not None and time.monotonic() > self._failed_at + GRACE_S)
+
+    def cause(self) -> str:
+        """Why the engine failed, in vLLM's words; "" where it did not say."""
+        cause = timeline.root_cause(self.events.read())
+        if not cause and self.timed_out:
+            cause = f"no answer within engine.start_timeout_s={self.spec.start_timeout_s:g}"
+        return cause
+
+    def phase(self) -> str:
+        """How far the start came."""
+        reached = timeline.phases(self.events.read(), 0.0)
+        return f"after {reached[-1].name!r}" if reached else "start"
+
+    def segments(self) -> set[Path]:
+        """The shared memory that the engine's processes use; vLLM leaves it behind."""
+        return self._segments | reaper.shared_segments(self._marker)
+
+    def kill(self) -> None:
+        """Kill the engine's processes."""
+        reaper.kill_marked(self._marker)
+
+    def end(self, segments: set[Path]) -> None:
+        """Kill what is left of the engine, and remove its shared memory."""
+        self.kill()
+        left = reaper.remove_segments(segments)
+        if self._remove:
+            shutil.rmtree(self._remove, ignore_errors=True)
+        if self._reaper is not None and not left:  # else it removes, after this process, what this one has mapped
+            with suppress(psutil.NoSuchProcess):
+                self._reaper.terminate()  # last, for this process may be cut short at its exit
+            self._reaper = None
+
+
+def _bind_threads(size: int) -> None:
+    """vLLM binds CPU ranks to NUMA nodes, and gives up where ranks outnumber them: then split the cores by hand."""
+    variable = "VLLM_CPU_OMP_THREADS_BIND"
+    if size == 1 or variable in os.environ:
+        return
+    nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
+    cores = sorted(os.sched_getaffinity(0))
+    if nodes < size <= len(cores):
+        share = len(cores) // size
+        groups = [cores[i * share : (i + 1) * share] for i in range(size)]
+        os.environ[variable] = "|".join(",".join(map(str, group)) for group in groups)

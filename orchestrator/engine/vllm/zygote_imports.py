@@ -1,0 +1,43 @@
+"""What a node's zygote imports: everything that a replica, EngineCore and a worker import before they look at a model.
+
+Imported for its effect, once, in the zygote; see preload.py.
+"""
+
+import ray._private.workers.default_worker  # noqa: F401
+import torch
+import torch._dynamo.aot_compile
+import torch._inductor.compile_fx
+import torch._inductor.standalone_compile
+import vllm.compilation.backends
+import vllm.compilation.caching
+import vllm.compilation.decorators
+import vllm.compilation.piecewise_backend
+import vllm.model_executor.models.llama
+import vllm.v1.engine.async_llm
+import vllm.v1.engine.core
+import vllm.v1.executor.multiproc_executor
+from torch._inductor.codecache import CacheBase, torch_key
+from vllm.platforms import current_platform
+from vllm.plugins import load_general_plugins
+
+import orchestrator.engine.vllm.engine  # noqa: F401
+from orchestrator.engine.vllm import fork_context
+
+if current_platform.is_cpu():
+    import vllm.v1.worker.cpu_worker
+else:
+    import vllm.v1.worker.gpu_worker  # noqa: F401
+
+load_general_plugins()
+# Each of these takes half a second, once; what they return is remembered, here and in every fork.
+torch_key()
+if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
+    CacheBase.get_system()
+if torch.cuda.is_initialized():  # a fork of an initialised CUDA is broken: better no zygote than a broken engine
+    raise SystemExit("importing vLLM initialised CUDA; set cold_start.preload=false")
+
+
+def at_birth() -> None:
+    """In each fork of the zygote, before anything else runs in it."""
+    fork_context.use_in_this_process()
+    fork_context.fork_server()  # so that what it forks uses it too

@@ -1,0 +1,49 @@
+"""Make nodes ready before a replica is asked of them: their zygote has imported vLLM, and graphs are installed."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator import zygote
+from orchestrator.graph_cache.client import GraphCacheClient
+from orchestrator.graph_cache.settings import CacheSettings
+from orchestrator.timeline import EventLog
+
+
+def make_ready(nodes: Iterable[str], cache: CacheSettings, module: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Begin to make nodes ready; nobody has to wait for it.
+
+    Args:
+        nodes: their Ray ids, in hex.
+        cache: the graph cache's settings.
+        module: what the nodes' zygotes import, see `zygote.py_executable`.
+        keys: whose graphs to install.
+
+    Returns:
+        For each node the reference of a task: how many keys' graphs it has installed, once it is ready.
+    """
+    options = {
+        "num_cpus": 0,
+        "max_retries": 0,
+        "runtime_env": {"py_executable": zygote.py_executable(sys.executable, module)},
+    }
+    task = ray.remote(_on_the_node)
+    there = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
+    return {n: task.options(scheduling_strategy=s, **options).remote(cache, list(keys)) for n, s in there.items()}
+
+
+def _on_the_node(cache: CacheSettings, keys: Sequence[str]) -> int:
+    """That this runs in a fork of the zygote is half of the work."""
+    installed = 0
+    with tempfile.TemporaryDirectory(prefix="orchestrator-prefetch-") as folder:
+        client = GraphCacheClient(cache, "prefetch", EventLog(Path(folder) / "events.jsonl"))
+        for key in keys:
+            installed += client.install_ahead(key, Path(folder) / key)
+    return installed

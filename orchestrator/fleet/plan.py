@@ -1,0 +1,180 @@
+"""Configuration + cluster shape -> a frozen Plan. Pure functions: nothing here starts or reads anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from orchestrator.cluster.shape import ClusterShape
+from orchestrator.config import AppConfig, Device, EngineKind, ModelSource
+from orchestrator.engine.contract import EngineSpec
+from orchestrator.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ReplicaPlan:
+    """One replica: its engine, and the placement group that holds it.
+
+    The actor takes the first bundle whole. A replica that fits one node has one bundle and vLLM's multiprocessing
+    executor; one that does not has a bundle per rank and vLLM's Ray executor.
+    """
+
+    name: str
+    spec: EngineSpec
+    kind: EngineKind
+    bundles: tuple[Mapping[str, float], ...]
+    strategy: str
+    tensor_parallel_size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before something starts."""
+
+    replicas: tuple[ReplicaPlan, ...]
+    share_graphs: bool
+    warnings: tuple[str, ...] = field(default=())
+
+
+def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, heads: tuple[int, int] | None, scratch: str) -> Plan:
+    """Decide processes, devices, environment and vLLM arguments.
+
+    Args:
+        app: the checked configuration.
+        shape: the cluster.
+        model: what vLLM takes as `model`.
+        heads: (attention heads, KV heads), or None where they are not known before vLLM reads them.
+        scratch: the run's scratch folder; each replica has one of its own below it.
+
+    Raises:
+        ConfigError: the tensor-parallel size does not divide the heads, or the cluster is too small.
+    """
+    check_heads(app, heads)
+    bundles, backend = _placement(app, shape)
+    stock = not app.fast_cold_start
+    replicas = []
+    for i in range(app.replicas):
+        name = f"replica-{i}"
+        folder = f"{scratch}/{name}"
+        spec = EngineSpec(
+            replica=name,
+            model=model,
+            args=MappingProxyType(engine_args(app, backend)),
+            env=MappingProxyType(environment(app)),
+            scratch=folder,
+            # stock replicas of a run share a folder that starts out empty, as vLLM's own default on one node
+            cache_root=f"{scratch}/stock-cache" if stock else f"{folder}/cache",
+            start_timeout_s=app.engine.start_timeout_s,
+            stock=stock,
+            chat=app.model.chat,
+            cpu=app.engine.device is Device.cpu,
+            preload=not stock and _preloads(app),
+            quick_cpu_probe=not stock and _preloads(app) and app.cold_start.quick_cpu_probe,
+            short_profile=not stock and _preloads(app) and app.cold_start.short_profile,
+        )
+        replicas.append(
+            ReplicaPlan(name, spec, app.engine.kind, bundles, _strategy(app, bundles), app.engine.tensor_parallel_size)
+        )
+    share = not stock and app.cold_start.share_graphs and not app.engine.enforce_eager
+    return Plan(tuple(replicas), share, _warnings(app))
+
+
+def _preloads(app: AppConfig) -> bool:
+    return app.cold_start.preload and app.engine.kind is EngineKind.vllm
+
+
+def check_heads(app: AppConfig, heads: tuple[int, int] | None) -> None:
+    """vLLM splits attention heads evenly over ranks, and splits or repeats KV heads evenly.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    size = app.engine.tensor_parallel_size
+    if heads is None or size == 1:
+        return
+    attention, kv = heads
+    fits = [n for n in range(1, attention + 1) if attention % n == 0 and (kv % n == 0 or n % kv == 0)]
+    if size not in fits:
+        raise ConfigError(
+            f"engine.tensor_parallel_size={size} does not divide {app.model.name}'s {attention} attention heads "
+            f"and {kv} KV heads.",
+            where="engine.tensor_parallel_size",
+            hint=f"It can be {', '.join(map(str, fits))}.",
+        )
+
+
+def _placement(app: AppConfig, shape: ClusterShape) -> tuple[tuple[Mapping[str, float], ...], str | None]:
+    device, size = app.engine.device, app.engine.tensor_parallel_size
+    resource, each = ("GPU", 1.0) if device is Device.gpu else ("CPU", app.engine.cpus_per_rank)
+    need, have = app.replicas * size * each, shape.total(device)
+    if need > have:
+        smaller = "replicas or engine.tensor_parallel_size"
+        raise ConfigError(
+            f"{app.replicas} replicas x tensor_parallel_size={size} need {need:g} {resource}s, "
+            f"the cluster has {have:g}.",
+            where="engine.tensor_parallel_size",
+            hint=f"Lower {smaller}." if device is Device.gpu else f"Lower {smaller}, or engine.cpus_per_rank.",
+        )
+    if size * each <= shape.largest(device):
+        return (MappingProxyType({resource: size * each}),), "mp" if size > 1 else None
+    if device is Device.cpu:
+        raise ConfigError(
+            f"engine.tensor_parallel_size={size} needs {size * each:g} CPUs on one node; the largest has "
+            f"{shape.largest(device):g}.",
+            where="engine.tensor_parallel_size",
+            hint="vLLM's CPU ranks have to share a node: lower it, or engine.cpus_per_rank.",
+        )
+    return tuple(MappingProxyType({resource: each}) for _ in range(size)), "ray"
+
+
+def _strategy(app: AppConfig, bundles: tuple[Mapping[str, float], ...]) -> str:
+    return app.cluster.placement_strategy if len(bundles) > 1 else "PACK"
+
+
+def engine_args(app: AppConfig, backend: str | None = None) -> dict[str, Any]:
+    """vLLM's AsyncEngineArgs, by name."""
+    engine = app.engine
+    args: dict[str, Any] = {
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "enforce_eager": engine.enforce_eager,
+        "enable_prefix_caching": engine.enable_prefix_caching,
+        "seed": engine.seed,
+        "dtype": app.model.dtype,
+        "max_model_len": app.model.max_model_len,
+        "trust_remote_code": app.model.trust_remote_code,
+        "revision": app.model.revision,
+        "served_model_name": app.model.name,
+    }
+    if not app.model.weights:
+        args["load_format"] = "dummy"
+    if engine.kv_cache_gib is not None:
+        args["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
+    if backend is not None:
+        args["distributed_executor_backend"] = backend
+    if app.fast_cold_start:
+        start = app.cold_start
+        args["additional_config"] = {
+            "orchestrator": {"kv_update": start.kv_update.value, "trace_once": start.trace_once}
+        }
+    return {**args, **engine.extra}
+
+
+def environment(app: AppConfig) -> dict[str, str]:
+    """Environment variables that have to be there before vLLM is imported."""
+    found = {}
+    if app.model.source is not ModelSource.hub:
+        found["HF_HUB_OFFLINE"] = "1"  # nothing to ask the hub for
+    if not app.fast_cold_start:
+        found["VLLM_PLUGINS"] = ""  # vLLM then loads no plugin, ours included
+    return found
+
+
+def _warnings(app: AppConfig) -> tuple[str, ...]:
+    if app.engine.enforce_eager and app.fast_cold_start:
+        return ("engine.enforce_eager=true compiles nothing, so fast_cold_start has nothing to share.",)
+    return ()

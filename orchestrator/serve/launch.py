@@ -1,0 +1,130 @@
+"""`jobs/serve.py`: deploy, tell how far it is, serve until Ctrl-C, drain, stop."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+
+from orchestrator.cluster import connect
+from orchestrator.cluster.shape import local_shape
+from orchestrator.config import AppConfig, ClusterKind
+from orchestrator.errors import ServeError
+from orchestrator.graph_cache.settings import cache_settings
+from orchestrator.progress import Say
+from orchestrator.serve import app as application
+from orchestrator.serve import controller
+from orchestrator.serve.status_board import Board
+
+_POLL_S = 0.5
+_MARGIN_S = 30.0  # for what ends after its deadline
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that is ready.
+
+    Attributes:
+        address: its URL.
+        models: the names that it answers to.
+        ready_s: seconds from the deployment to readiness.
+    """
+
+    address: str
+    models: tuple[str, ...]
+    ready_s: float
+
+
+@contextmanager
+def serving(app: AppConfig, say: Say) -> Iterator[Service]:
+    """Deploy, and yield once it is ready; at the end accepted requests are finished first, for `serve.drain_s` at most.
+
+    Raises:
+        OrchestratorError: the configuration is not right, or the application did not come up.
+    """
+    folders = application.prepare(app, say)
+    shape = local_shape(app.cluster) if app.cluster.kind is ClusterKind.local else None
+    with connect.connected(app.cluster, shape, say):
+        serve.start(http_options={"host": app.serve.host, "port": app.serve.port})
+        Board.connect(app.cluster.namespace)
+        if app.fast_cold_start and app.cold_start.share_graphs:
+            cache_settings(app)  # the registry, before the first replica asks for it
+        try:
+            ready_s = _deploy(app, application.build(app, folders), say)
+            yield Service(f"http://{app.serve.host}:{app.serve.port}", tuple(folders), ready_s)
+        finally:
+            say("serve", f"draining, for {app.serve.drain_s:g} s at most")
+            controller.remove(app.serve.name, app.serve.drain_s + application.FRONT_S + _MARGIN_S)
+            if app.cluster.kind is ClusterKind.local:
+                controller.ask(serve.shutdown)
+
+
+def execute(app: AppConfig, say: Say) -> dict[str, Any]:
+    """Serve until interrupted.
+
+    Raises:
+        OrchestratorError: the configuration is not right, or the application did not come up, or failed.
+    """
+    began = time.time()
+    service = None
+    try:
+        with serving(app, say) as service:
+            _greet(app, service, say)
+            _until_interrupted(app.serve.name)
+    except KeyboardInterrupt:
+        if service is None:
+            raise
+    return {"ok": True, "ready_s": round(service.ready_s, 2), "seconds": round(time.time() - began, 2)}
+
+
+def _deploy(app: AppConfig, made: Any, say: Say) -> float:
+    """Seconds until the application was ready."""
+    began, failed = time.monotonic(), []
+
+    def deploy() -> None:
+        try:
+            serve.run(made, name=app.serve.name, route_prefix="/")
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=deploy, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        for name, deployment in controller.deployments(app.serve.name).items():
+            states = " ".join(f"{state.lower()} {n}" for state, n in deployment.replica_states.items() if n)
+            say(name, states or deployment.status.lower())
+    if failed:
+        detail = " ".join(str(failed[0]).split())
+        raise ServeError(f"The application did not come up: {controller.reason(app.serve.name) or detail}"[:1000])
+    return time.monotonic() - began
+
+
+def _greet(app: AppConfig, service: Service, say: Say) -> None:
+    address, names = service.address, service.models
+    key = " -H 'Authorization: Bearer KEY'" if app.serve.api_keys_file else ""
+    body = json.dumps({"model": names[0], "prompt": "The capital of France is", "max_tokens": 8})
+    say("serve", f"ready after {service.ready_s:.1f} s; Ctrl-C drains and stops")
+    lines = [
+        f"models  {', '.join(names)}",
+        f"API     {address}/v1",
+        f"status  {address}/status",
+        f"metrics http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics",
+        f"try     curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+    ]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _until_interrupted(name: str) -> None:
+    while True:
+        time.sleep(1.0)
+        if controller.status(name) in ("DEPLOY_FAILED", "NOT_STARTED"):
+            raise ServeError(f"The application failed: {controller.reason(name)}"[:1000])

@@ -1,0 +1,91 @@
+"""Which nodes to make ready ahead of the autoscaler: those that a model may grow onto."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import serve
+
+from orchestrator.config import AppConfig, Device
+from orchestrator.fleet import node_warmer
+from orchestrator.graph_cache.settings import CacheSettings, cache_settings
+
+logger = logging.getLogger("ray.serve")
+_PERIOD_S = 2.0
+_KEYS = 4  # whose graphs are installed: the newest
+
+
+def candidates(nodes: Sequence[Mapping[str, Any]], bundle: Mapping[str, float]) -> list[str]:
+    """Ids of the living nodes that are large enough for a bundle, in the order of `nodes`, which is `ray.nodes()`."""
+    alive = [node for node in nodes if node["Alive"]]
+    return [n["NodeID"] for n in alive if all(n["Resources"].get(k, 0.0) >= v for k, v in bundle.items())]
+
+
+def missing(
+    nodes: Sequence[str], keys: Sequence[str], ready: Mapping[str, set[str]], limit: int
+) -> dict[str, list[str]]:
+    """What is to be begun: for nodes, those that are ready before others, which of `keys` they have not got.
+
+    Args:
+        nodes: candidates, by preference.
+        keys: what each one should have.
+        ready: the keys of each node that was made ready before.
+        limit: how many nodes to keep ready.
+    """
+    chosen = sorted(nodes, key=lambda node: node not in ready)[:limit]
+    wanted = {node: sorted(set(keys) - ready.get(node, set())) for node in chosen}
+    return {node: new for node, new in wanted.items() if new or node not in ready}
+
+
+class Ahead:
+    """Keeps nodes ready, at most `cold_start.prefetch_nodes` of them.
+
+    The signals are the autoscaler's: nodes that joined, and models with fewer replicas than they may have.
+
+    Args:
+        app: the checked configuration.
+        most: how many replicas all models may have together.
+        module: what the zygotes import.
+    """
+
+    def __init__(self, app: AppConfig, most: int, module: str) -> None:
+        resource, each = ("GPU", 1.0) if app.engine.device is Device.gpu else ("CPU", app.engine.cpus_per_rank)
+        self._app, self._most, self._module = app, most, module
+        self._bundle = {resource: each}
+        self._ready: dict[str, set[str]] = {}
+
+    async def run(self) -> None:
+        """Look every two seconds, until cancelled; a failure is logged once and costs nothing but the head start."""
+        failed = ""
+        while True:
+            try:
+                await asyncio.to_thread(self.step)
+            except Exception as error:
+                if failed != (failed := f"{type(error).__name__}: {error}"):
+                    logger.warning("no nodes are made ready ahead: %s", failed)
+            await asyncio.sleep(_PERIOD_S)
+
+    def step(self) -> None:
+        """Begin what is missing now."""
+        found = serve.status().applications.get(self._app.serve.name)
+        models = [d for name, d in found.deployments.items() if name != "ingress"] if found else []
+        if sum(model.replica_states.get("RUNNING", 0) for model in models) >= self._most:
+            return
+        cache = cache_settings(self._app, share=self._app.cold_start.share_graphs)
+        nodes = candidates(ray.nodes(), self._bundle)
+        self._ready = {node: done for node, done in self._ready.items() if node in nodes}
+        for node, new in missing(nodes, _newest(cache), self._ready, self._app.cold_start.prefetch_nodes).items():
+            self._ready.setdefault(node, set()).update(new)
+            node_warmer.make_ready([node], cache, self._module, new)
+            logger.info("node %s is made ready, with %d new graphs", node[:8], len(new))
+
+
+def _newest(cache: CacheSettings) -> list[str]:
+    if cache.registry is None:
+        return []
+    headers = ray.get(cache.registry.entries.remote(), timeout=60.0)
+    return sorted(headers, key=lambda key: float(headers[key].get("created", 0.0)))[-_KEYS:]

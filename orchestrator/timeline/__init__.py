@@ -1,0 +1,18 @@
+"""A start's timeline: events of several processes, cut into phases, and what vLLM said about its graphs."""
+
+from orchestrator.timeline.events import Event, EventLog
+from orchestrator.timeline.facts import EngineFacts, facts, root_cause
+from orchestrator.timeline.phases import COMPILE_PHASES, Phase, phases
+from orchestrator.timeline.vllm_log import vllm_logging_config
+
+__all__ = [
+    "COMPILE_PHASES",
+    "EngineFacts",
+    "Event",
+    "EventLog",
+    "Phase",
+    "facts",
+    "phases",
+    "root_cause",
+    "vllm_logging_config",
+]

@@ -1,0 +1,84 @@
+"""What vLLM itself said about its graphs, read from its log lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from orchestrator.timeline.events import Event
+
+_WEIGHTS = re.compile(r"Model loading took|Loading weights took")
+_LOADED = re.compile(r"Directly load AOT compilation from path (\S+?),?$")
+_COMPILED = re.compile(r"Starting torch\.compile|torch\.compile and initial profiling")
+_WHOLE = re.compile(r"torch\.compile took ([\d.]+) s in total|run together took ([\d.]+) s")
+_SAVED = re.compile(r"saved AOT compiled function to (\S+)$")
+_AGAIN = re.compile(r"Compiling model again due to a load failure from (\S+), reason: (.*)", re.S)
+_COLLECTED = re.compile(r"collected artifacts: \d+ entries, (\d+) artifacts, (\d+) bytes total")
+_BLOCKS = re.compile(r"# (?:GPU|CPU) blocks: ([\d,]+)|KV cache size: ([\d,]+) tokens")
+
+
+@dataclass
+class EngineFacts:
+    """What vLLM itself said about its graphs during a start."""
+
+    loaded: int = 0  # AOT artifacts loaded, over all ranks and compiled models
+    compiled: int = 0  # compiles begun
+    saved: list[str] = field(default_factory=list)  # files written
+    again: list[str] = field(default_factory=list)  # why a present artifact was not loaded
+    compile_s: float = 0.0
+    compile_cpu_s: float = 0.0  # of CPU, over all ranks: from the compile's begin, or the weights, to its last word
+    artifacts: int = 0  # unique compiled artifacts of a compile, all its pieces together
+    artifact_bytes: int = 0
+    kv_tokens: int = 0
+    notes: list[str] = field(default_factory=list)  # the plugin's own lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)
+
+
+def facts(events: Iterable[Event]) -> EngineFacts:
+    """What vLLM said about its graphs: the only source of a receipt's truth."""
+    found = EngineFacts()
+    events = list(events)
+    found.compile_cpu_s = sum(_compile_cpu(events, pid) for pid in {event.pid for event in events})
+    for event in events:
+        if event.kind != "log":
+            continue
+        found.loaded += bool(_LOADED.search(event.text))
+        found.compiled += bool(_COMPILED.search(event.text))
+        if match := _SAVED.search(event.text):
+            found.saved.append(match[1])
+        if match := _AGAIN.search(event.text):
+            found.again.append(match[2])
+        if match := _WHOLE.search(event.text):
+            found.compile_s = max(found.compile_s, float(match[1] or match[2]))
+        if match := _COLLECTED.search(event.text):
+            found.artifacts, found.artifact_bytes = int(match[1]), int(match[2])
+        if match := _BLOCKS.search(event.text):
+            found.kv_tokens = int((match[1] or match[2]).replace(",", ""))
+        if event.text.startswith("kv_update="):
+            found.notes.append(event.text)
+    return found
+
+
+def _compile_cpu(events: Iterable[Event], pid: int) -> float:
+    own = [event for event in events if event.pid == pid and event.kind == "log"]
+    begins = [e.cpu for e in own if "Starting torch.compile" in e.text] or [
+        e.cpu for e in own if _WEIGHTS.search(e.text)
+    ]
+    ends = [event.cpu for event in own if any(p.search(event.text) for p in (_SAVED, _WHOLE, _LOADED))]
+    return max(0.0, ends[-1] - begins[0]) if begins and ends else 0.0
+
+
+def root_cause(events: Iterable[Event]) -> str:
+    """The first error that carries an exception: what made everything after it fail. "" where there was none."""
+    errors = [event for event in events if event.kind == "error"]
+    return next((event.detail for event in errors if event.detail), errors[0].text if errors else "")
+
+
+def is_fact(text: str) -> bool:
+    """Is this a log line that `facts` reads?"""
+    return any(p.search(text) for p in (_LOADED, _COMPILED, _WHOLE, _SAVED, _AGAIN, _COLLECTED, _BLOCKS))

@@ -1,0 +1,61 @@
+"""vLLM's own log records become events, in every process that vLLM starts.
+
+`VLLM_LOGGING_CONFIG_PATH` is vLLM's documented hook. The handler only reads, so it serves stock vLLM and ours alike.
+This package imports nothing but the standard library: vLLM loads it first thing in each of its processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from orchestrator.timeline.events import Event, EventLog
+from orchestrator.timeline.facts import is_fact
+from orchestrator.timeline.phases import phase_end
+
+
+class VllmLogHandler(logging.Handler):
+    """Turns vLLM's log records into events."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(logging.INFO)
+        self._log = EventLog(file)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep errors, and the lines that this module knows."""
+        try:
+            text = record.getMessage()
+            process = str(getattr(record, "vllm_process_name", record.processName))
+            detail = ""
+            if record.exc_info and record.exc_info[1] is not None:
+                detail = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+            kind = "error" if record.levelno >= logging.ERROR else "log"
+            cpu = sum(os.times()[:4])
+            event = Event(record.created, kind, text, process, detail, record.process or 0, cpu)
+            if kind == "error" or record.name == "vllm.orchestrator" or is_fact(text) or phase_end(event):
+                self._log.write(event)
+        except Exception:
+            self.handleError(record)
+
+
+def vllm_logging_config(events_file: str) -> dict[str, Any]:
+    """A logging configuration for `VLLM_LOGGING_CONFIG_PATH`: vLLM's usual console lines, and our handler."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "vllm": {
+                "()": "vllm.logging_utils.NewLineFormatter",
+                "datefmt": "%m-%d %H:%M:%S",
+                "format": "(%(vllm_process_name)s pid=%(process)d) %(levelname)s %(asctime)s "
+                "[%(fileinfo)s:%(lineno)d] %(message)s",
+                "log_level": "INFO",
+            }
+        },
+        "handlers": {
+            "console": {"class": "logging.StreamHandler", "formatter": "vllm", "stream": "ext://sys.stderr"},
+            "events": {"()": "orchestrator.timeline.vllm_log.VllmLogHandler", "file": events_file},
+        },
+        "loggers": {"vllm": {"handlers": ["console", "events"], "level": "INFO", "propagate": False}},
+    }

@@ -1,0 +1,99 @@
+"""When a replica is killed, the reaper ends what it had started; resource trackers are spared."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.engine.vllm import reaper
+from tests.waiting import wait_for
+
+PARENT = """
+import os, subprocess, sys, time
+from orchestrator.engine.vllm import reaper
+reaper.start_reaper({marker!r})
+os.environ[reaper.MARKER] = {marker!r}
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
+tracker = "import time; time.sleep(3600) # multiprocessing.resource_tracker import main"
+spared = subprocess.Popen([sys.executable, "-c", tracker], start_new_session=True)
+print(spared.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def marker() -> str:
+    return f"test-{os.getpid()}-{time.time_ns()}"
+
+
+def test_the_reaper_ends_what_a_killed_replica_started(marker: str) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(marker=marker)], stdout=subprocess.PIPE)
+    spared = psutil.Process(int(parent.stdout.readline()))
+    wait_for(lambda: len(reaper.marked(marker)) == 1)
+    (child,) = reaper.marked(marker)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    assert not reaper.marked(marker)
+    assert spared.is_running()
+    spared.kill()
+
+
+def test_only_marked_processes_are_ended(marker: str) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    ours = subprocess.Popen(sleep, env={**os.environ, reaper.MARKER: marker})
+    other = subprocess.Popen(sleep, env={**os.environ, reaper.MARKER: f"{marker}-other"})
+    try:
+        wait_for(lambda: len(reaper.marked(marker)) == 1)
+        assert reaper.kill_marked(marker, grace_s=0.5) == [ours.pid]
+        assert not psutil.pid_exists(ours.pid)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def held(program: str, marker: str) -> tuple[subprocess.Popen[str], Path]:
+    """A marked process, and what it maps and has said the name of; that is not removed while it is mapped."""
+    environment = {**os.environ, reaper.MARKER: marker}
+    holder = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    name = Path("/dev/shm") / holder.stdout.readline().strip()
+    assert reaper.shared_segments(marker) == {name}
+    reaper.remove_segments({name})
+    assert name.exists()
+    return holder, name
+
+
+def test_segments_go_with_the_last_process_that_maps_them(marker: str) -> None:
+    hold = (
+        "import sys, time\n"
+        "from multiprocessing import resource_tracker, shared_memory\n"
+        "resource_tracker.register = lambda *a: None  # as vLLM's: nobody would clean up\n"
+        "segment = shared_memory.SharedMemory(create=True, size=64)\n"
+        "print(segment.name, flush=True)\n"
+        "time.sleep(600)"
+    )
+    _, name = held(hold, marker)
+    reaper.kill_marked(marker, grace_s=0.5)
+    assert not name.exists()
+
+
+def test_semaphores_go_with_their_maker(marker: str) -> None:
+    hold = (
+        "import time, multiprocessing\n"
+        "lock = multiprocessing.get_context('spawn').Lock()\n"
+        "print('sem.' + lock._semlock.name.removeprefix('/'), flush=True)\n"
+        "time.sleep(600)"
+    )
+    holder, name = held(hold, marker)
+    (tracker,) = psutil.Process(holder.pid).children()
+    tracker.kill()  # as Ray does
+    reaper.kill_marked(marker, grace_s=0.5)
+    assert not name.exists()
