@@ -29,7 +29,7 @@ GREEDY = Sampling(max_tokens=8, ignore_eos=True)
 PRELOADED = """
 import os
 import orchestrator.engine.preloaded, torch
-from orchestrator.engine import preload
+from orchestrator.engine.vllm import fork_context
 from torch._inductor import async_compile
 
 assert not torch.cuda.is_initialized()
