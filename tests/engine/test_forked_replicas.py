@@ -28,12 +28,12 @@ GREEDY = Sampling(max_tokens=8, ignore_eos=True)
 
 PRELOADED = """
 import os
-import orchestrator.engine.preloaded, torch
+import orchestrator.engine.vllm.zygote_imports, torch
 from orchestrator.engine.vllm import fork_context
 from torch._inductor import async_compile
 
 assert not torch.cuda.is_initialized()
-preload._adopt_environment()
+fork_context._adopt_environment()
 assert async_compile.get_compile_threads() == 1  # as vLLM has it
 """
 
