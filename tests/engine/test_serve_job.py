@@ -56,7 +56,7 @@ def url(mine: Footprint, cluster: dict[str, str]) -> str:
 
 def replica_processes() -> list[str]:
     """Replicas' and engines'; the cluster keeps what serves its next job: the registry, a node's zygote, Ray Serve."""
-    return [footprint.line(p) for p in footprint.processes("VLLM::", "engine.processes", "ServeReplica")]
+    return [footprint.line(p) for p in footprint.processes("VLLM::", "vllm.reaper", "ServeReplica")]
 
 
 def placement_groups(cluster: dict[str, str]) -> list[str]:
