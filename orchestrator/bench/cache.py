@@ -64,7 +64,7 @@ def one_round(settings: CacheSettings, folder: Path, mib: int) -> dict[str, Any]
     publisher = client("publisher")
     receipt = publisher.restore(factors, source)
     began = time.perf_counter()
-    published = publisher.settle(receipt, EngineFacts(compiled=1, saved=["graphs"]), source)
+    published = publisher.publish(receipt, EngineFacts(compiled=1, saved=["graphs"]), source)
     found = {"publish_s": time.perf_counter() - began}
     outcomes = []
     for name in ("first", "again"):

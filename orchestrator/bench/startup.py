@@ -22,10 +22,10 @@ from orchestrator.bench.result import BenchResult
 from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling
+from orchestrator.engine.start import StartReport
 from orchestrator.engine.vllm import fork_context
 from orchestrator.errors import ConfigError
 from orchestrator.fleet import node_warmer
-from orchestrator.fleet.replica import StartReport
 from orchestrator.graph_cache.settings import cache_settings
 from orchestrator.progress import Say
 from orchestrator.runs import run

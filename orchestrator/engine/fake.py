@@ -51,6 +51,10 @@ class FakeEngine:
         except TimeoutError:
             cause = f"no answer within engine.start_timeout_s={self.spec.start_timeout_s:g}"
             raise self._failure(cause) from None
+        except EngineStartError:
+            raise
+        except Exception as error:
+            raise self._failure(f"{type(error).__name__}: {error}") from error
         self._running = True
         self.events.mark("handshake")
         return timeline.facts(self.events.read())
@@ -92,7 +96,7 @@ class FakeEngine:
             self._log(line)
 
     def _log(self, text: str) -> None:
-        self.events.write(timeline.Event(time.time(), "log", text, "fake"))
+        self.events.write(timeline.Event(time.monotonic(), "log", text, "fake"))
 
     def _failure(self, cause: str) -> EngineStartError:
         text = f"{self.spec.replica}: the engine did not start: {cause}"

@@ -17,11 +17,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator import zygote
 from orchestrator.engine import Sampling
+from orchestrator.engine.start import StartReport
 from orchestrator.engine.vllm import fork_context
 from orchestrator.errors import EngineDeadError, OrchestratorError, PlacementError, ReplicaError
 from orchestrator.fleet import node_warmer
 from orchestrator.fleet.plan import Plan, ReplicaPlan
-from orchestrator.fleet.replica import Answer, Replica, StartReport
+from orchestrator.fleet.replica import Answer, Replica
 from orchestrator.graph_cache.settings import CacheSettings
 
 Progress = Callable[[str, str], None]  # (replica, phase that ended last)
@@ -75,7 +76,7 @@ class Fleet:
         if at_once:
             self._start_together(self.plan.replicas)
             return [self.reports[replica.name] for replica in self.plan.replicas]
-        requested = time.time()
+        requested = time.monotonic()
         self._place(self.plan.replicas)
         if first.spec.preload:
             elsewhere = self._nodes(others) - self._nodes([first])
@@ -141,17 +142,19 @@ class Fleet:
 
     def _start_together(self, replicas: Sequence[ReplicaPlan], requested: float | None = None) -> None:
         starting = {}
-        requested = requested or time.time()
+        requested = requested or time.monotonic()
         self._place(replicas)
         for replica in replicas:
-            self._actors[replica.name] = self._actor(replica, requested)
+            placed = time.monotonic()
+            self._actors[replica.name] = self._actor(replica)
             starting[self._actors[replica.name].start.remote()] = replica
         deadlines = {r.name: time.monotonic() + self._limit(r) for r in replicas}
         while starting:
             done, _ = ray.wait(list(starting), timeout=1.0)
             for ref in done:
                 replica = starting.pop(ref)
-                self.reports[replica.name] = self._started(replica.name, ref)
+                report = self._started(replica.name, ref)
+                self.reports[replica.name] = report.since_request(placed - requested, time.monotonic() - requested)
             for replica in starting.values():
                 self._watch(replica.name, deadlines[replica.name])
 
@@ -184,7 +187,7 @@ class Fleet:
         tables = [placement_group_table(self._groups[r.name]) for r in replicas]
         return {node for table in tables for node in table["bundles_to_node_id"].values()}
 
-    def _actor(self, replica: ReplicaPlan, requested: float) -> Any:
+    def _actor(self, replica: ReplicaPlan) -> Any:
         one_node = len(replica.bundles) == 1  # else vLLM's Ray executor puts its workers into the bundles
         bundle = replica.bundles[0] if one_node else {}
         strategy = PlacementGroupSchedulingStrategy(
@@ -200,7 +203,7 @@ class Fleet:
         if replica.spec.preload:
             options["runtime_env"] = {"py_executable": zygote.py_executable(sys.executable, fork_context.MODULE)}
         actor = ray.remote(Replica).options(scheduling_strategy=strategy, **options)
-        return actor.remote(replica, self._cache, requested, time.time())
+        return actor.remote(replica, self._cache)
 
     def _watch(self, name: str, deadline: float) -> None:
         with suppress(GetTimeoutError, RayActorError, RayTaskError):  # the start itself tells what is wrong

@@ -22,7 +22,7 @@ _CALL_S = 300.0  # for the slowest node
 
 
 @dataclass(frozen=True)
-class FarNodes:
+class MultiNode:
     """Carries graphs between a replica's nodes. Call it in the replica's actor.
 
     Args:

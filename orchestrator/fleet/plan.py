@@ -58,21 +58,17 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, heads: tuple[i
     for i in range(app.replicas):
         name = f"replica-{i}"
         folder = f"{scratch}/{name}"
-        spec = EngineSpec(
+        spec = engine_spec(
+            app,
             replica=name,
             model=model,
-            args=MappingProxyType(engine_args(app, backend)),
-            env=MappingProxyType(environment(app)),
+            args=engine_args(app, backend),
+            env=environment(app),
             scratch=folder,
             # stock replicas of a run share a folder that starts out empty, as vLLM's own default on one node
             cache_root=f"{scratch}/stock-cache" if stock else f"{folder}/cache",
-            start_timeout_s=app.engine.start_timeout_s,
-            stock=stock,
-            chat=app.model.chat,
             cpu=app.engine.device is Device.cpu,
-            preload=not stock and _preloads(app),
-            quick_cpu_probe=not stock and _preloads(app) and app.cold_start.quick_cpu_probe,
-            short_profile=not stock and _preloads(app) and app.cold_start.short_profile,
+            forked=not stock and app.cold_start.preload and app.engine.kind is EngineKind.vllm,
         )
         replicas.append(
             ReplicaPlan(name, spec, app.engine.kind, bundles, _strategy(app, bundles), app.engine.tensor_parallel_size)
@@ -81,8 +77,34 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, heads: tuple[i
     return Plan(tuple(replicas), share, _warnings(app))
 
 
-def _preloads(app: AppConfig) -> bool:
-    return app.cold_start.preload and app.engine.kind is EngineKind.vllm
+def engine_spec(
+    app: AppConfig,
+    *,
+    replica: str,
+    model: str,
+    args: Mapping[str, Any],
+    env: Mapping[str, str],
+    scratch: str,
+    cache_root: str,
+    cpu: bool,
+    forked: bool,
+) -> EngineSpec:
+    """What an engine of a replica needs to start; for the arguments see EngineSpec."""
+    return EngineSpec(
+        replica=replica,
+        model=model,
+        args=MappingProxyType(dict(args)),
+        env=MappingProxyType(dict(env)),
+        scratch=scratch,
+        cache_root=cache_root,
+        start_timeout_s=app.engine.start_timeout_s,
+        stock=not app.fast_cold_start,
+        chat=app.model.chat,
+        cpu=cpu,
+        preload=forked,
+        quick_cpu_probe=forked and app.cold_start.quick_cpu_probe,
+        short_profile=forked and app.cold_start.short_profile,
+    )
 
 
 def check_heads(app: AppConfig, heads: tuple[int, int] | None) -> None:

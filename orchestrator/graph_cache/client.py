@@ -67,14 +67,14 @@ class GraphCacheClient:
             self.events.mark("cache lookup")
             return replace(receipt, outcome=Outcome.failed, reason=f"{type(error).__name__}: {error}"[:300])
 
-    def settle(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> Receipt:
+    def publish(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> Receipt:
         """Judge the receipt by what vLLM reported, and publish what was compiled as leader. Never raises."""
         if receipt.restored:
             if facts.loaded and not facts.compiled:
                 return receipt
             reason = "; ".join(facts.again) or "vLLM looked for its graphs under another name"
-            receipt = replace(receipt, outcome=Outcome.inert, reason=reason)
-        if receipt.outcome in (Outcome.inert, Outcome.refused):
+            receipt = replace(receipt, outcome=Outcome.unused, reason=reason)
+        if receipt.outcome in (Outcome.unused, Outcome.refused):
             receipt = self._replace(receipt)
         if not self._leads:
             return receipt
@@ -88,12 +88,12 @@ class GraphCacheClient:
             reason = receipt.reason if done else "another replica took over the key meanwhile"
             return replace(receipt, published=done, bytes=len(data), reason=reason)
         except Exception as error:
-            self.give_up(receipt)
+            self.abandon(receipt)
             return replace(receipt, reason=f"not published: {type(error).__name__}: {error}"[:300])
         finally:
             self._stop.set()
 
-    def give_up(self, receipt: Receipt) -> None:
+    def abandon(self, receipt: Receipt) -> None:
         """Let another replica compile: this one's start failed."""
         self._stop.set()
         if self._leads and self.registry is not None:

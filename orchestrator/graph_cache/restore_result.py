@@ -13,7 +13,7 @@ class Outcome(Enum):
     hit = "hit"  # vLLM loaded the shared artifact, and compiled nothing
     compiled = "compiled"
     waited = "waited"  # a hit, after waiting for the replica that compiled
-    inert = "inert"  # restored, yet vLLM compiled again
+    unused = "unused"  # restored, yet vLLM compiled again
     refused = "refused"  # the artifact was not authentic or not safe; compiled instead
     failed = "failed"  # the cache failed (store, registry, disk); compiled instead
     stock = "stock"  # plain vLLM, no shared graphs asked for

@@ -20,9 +20,10 @@ from orchestrator.cluster import connect, provenance
 from orchestrator.cluster.shape import ClusterShape, local_shape
 from orchestrator.config import AppConfig, ClusterKind, ModelSource
 from orchestrator.engine import Sampling
+from orchestrator.engine.start import StartReport
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.plan import check_heads, make_plan
-from orchestrator.fleet.replica import Answer, StartReport
+from orchestrator.fleet.replica import Answer
 from orchestrator.graph_cache import bundle
 from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.graph_cache.settings import cache_settings

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import AppConfig
+from orchestrator.engine.start import StartReport
 from orchestrator.errors import ConfigError
-from orchestrator.fleet.replica import StartReport
 from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.progress import Say
 from orchestrator.runs import run

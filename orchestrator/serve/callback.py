@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,15 @@ from omegaconf import OmegaConf
 from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
-from orchestrator import config, timeline
-from orchestrator.engine import EngineSpec
+from orchestrator import config
+from orchestrator.engine.start import Start, StartReport
 from orchestrator.engine.vllm import fork_context, serve_hook
-from orchestrator.engine.vllm.supervisor import Surroundings
+from orchestrator.engine.vllm.supervisor import Supervisor
 from orchestrator.errors import ConfigError
-from orchestrator.fleet.replica import StartReport
+from orchestrator.fleet.plan import engine_spec
 from orchestrator.graph_cache.client import GraphCacheClient
-from orchestrator.graph_cache.restore_result import Outcome, Receipt
 from orchestrator.graph_cache.settings import cache_settings
 
-logger = logging.getLogger("ray.serve")
 SECTIONS = ("graph_cache", "cold_start", "engine", "cluster", "serve", "state_dir")
 
 
@@ -87,69 +83,41 @@ class ReplicaStart:
         self.name = _replica_name()
         self.model_id = str(llm_config.model_id)
         self._app, self._llm_config = app, llm_config
-        self._scratch = Path(tempfile.mkdtemp(prefix="orchestrator-serve-"))
+        scratch = Path(tempfile.mkdtemp(prefix="orchestrator-serve-"))
+        root = scratch / "cache"
+        root.mkdir(mode=0o700)
         start = app.cold_start
-        forked = start.preload and fork_context.available()
-        spec = EngineSpec(
+        spec = engine_spec(
+            app,
             replica=self.name,
             model=model,
             args={"tensor_parallel_size": llm_config.engine_kwargs.get("tensor_parallel_size", 1)},
             env={},
-            scratch=str(self._scratch),
-            cache_root=str(self._scratch / "cache"),
-            start_timeout_s=app.engine.start_timeout_s,
+            scratch=str(scratch),
+            cache_root=str(root),
             cpu=llm_config.accelerator_config is not None and llm_config.accelerator_config.kind == "cpu",
-            preload=forked,
-            quick_cpu_probe=forked and start.quick_cpu_probe,
-            short_profile=forked and start.short_profile,
+            forked=start.preload and fork_context.available(),
         )
-        Path(spec.cache_root).mkdir(mode=0o700)
-        self._around = Surroundings(spec)
+        self._supervisor = Supervisor(spec, remove=str(scratch))
         share = start.share_graphs and not llm_config.engine_kwargs.get("enforce_eager", False)
-        self._cache = GraphCacheClient(cache_settings(app, share=share), self.name, self._around.events)
-        self._receipt = Receipt(Outcome.stock)
-        self._facts = timeline.EngineFacts()
+        cache = GraphCacheClient(cache_settings(app, share=share), self.name, self._supervisor.events)
+        self._start = Start(self.name, cache, self._supervisor.events, root, began=_launched())
 
     def enter(self) -> None:
         """Prepare this process for vLLM."""
-        self._around.events.mark("process")
-        self._around.enter()
-        self._around.imported()
+        self._supervisor.events.mark("process")
+        self._supervisor.enter()
+        self._supervisor.imported()
         start = self._app.cold_start
         given = dict(self._llm_config.engine_kwargs.get("additional_config") or {})
         ours = {"orchestrator": {"kv_update": start.kv_update.value, "trace_once": start.trace_once}}
         self._llm_config.update_engine_kwargs(additional_config={**given, **ours})
-        serve_hook.install(self._around, self)
-
-    def restore(self, factors: Callable[[], Mapping[str, str]]) -> bool:
-        """See shared_llm.GraphCache."""
-        try:
-            known = factors()
-        except Exception as error:  # a replica without a GPU of its own cannot ask for its capability
-            self._receipt = Receipt(Outcome.failed, f"no compile key: {type(error).__name__}: {error}"[:300])
-            return False
-        self._receipt = self._cache.restore(known, Path(self._around.spec.cache_root))
-        return self._receipt.restored
-
-    def settle(self, facts: timeline.EngineFacts) -> None:
-        """See shared_llm.GraphCache. Reports how the start went, up to here."""
-        self._facts = facts
-        self._receipt = self._cache.settle(self._receipt, facts, Path(self._around.spec.cache_root))
-        logger.info(
-            "%s: graph cache %s%s", self.name, self._receipt.outcome.value,
-            f" ({self._receipt.reason})" if self._receipt.reason else "",
-        )  # fmt: skip
-
-    def give_up(self) -> None:
-        """See shared_llm.GraphCache."""
-        self._cache.give_up(self._receipt)
+        serve_hook.install(self._supervisor, self._start)
 
     def ready(self) -> StartReport:
         """The first token is there: the whole story."""
-        self._around.events.mark("first token")
-        phases = timeline.phases(self._around.events.read(), _launched())
-        whole = phases[-1].start + phases[-1].seconds
-        return StartReport(self.name, whole, self._receipt, self._facts, tuple(phases), os.getpid())
+        self._start.first_token()
+        return self._start.report()
 
 
 def _configuration(settings: Mapping[str, Any], model_id: str) -> config.AppConfig:
@@ -170,7 +138,13 @@ def _replica_name() -> str:
 
 
 def _launched() -> float:
-    """When the raylet began to start this process, in seconds since the epoch."""
+    """When the raylet began to start this process, by the monotonic clock of this node.
+
+    The raylet tells the time of day, so the age of this process is taken once. A clock that was set meanwhile would
+    make it negative, or more than the machine's own.
+    """
     flag = "--worker-launch-time-ms="
     stamps = [int(a.removeprefix(flag)) / 1000 for a in sys.argv if a.startswith(flag)]
-    return stamps[0] if stamps else time.time()
+    now = time.monotonic()
+    age = time.time() - stamps[0] if stamps else 0.0
+    return now - age if 0.0 <= age < now else now

@@ -11,9 +11,9 @@ from typing import Any
 from ray.serve.llm.deployment import LLMServer
 from ray.util import metrics
 
+from orchestrator.engine.start import StartReport
 from orchestrator.engine.vllm import serve_hook
 from orchestrator.errors import EngineDeadError
-from orchestrator.fleet.replica import StartReport
 from orchestrator.serve.callback import FastColdStart
 from orchestrator.serve.status_board import Board
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened: seconds since the epoch, a kind, the text, and the process it happened in."""
+    """One thing that happened: a kind, the text, and the process it happened in.
+
+    `t` is in seconds of the node's monotonic clock, which all of its processes share, and which nobody sets.
+    """
 
     t: float
     kind: str  # "mark" (ends the phase named by text), "log", "error"
@@ -29,21 +33,33 @@ class EventLog:
         self.file = Path(file)
 
     def write(self, event: Event) -> None:
-        """Append one event; a single write call, so that lines of several processes do not mix."""
+        """Append one event; a single write call, so that lines of several processes do not mix. Does not raise.
+
+        A full disk costs the timeline, and not the start that it is about.
+        """
         line = json.dumps(asdict(event)) + "\n"
-        handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+        with suppress(OSError):
+            handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(handle, line.encode())
+            finally:
+                os.close(handle)
 
     def mark(self, phase: str, t: float | None = None) -> None:
         """Say that a phase has just ended."""
-        self.write(Event(time.time() if t is None else t, "mark", phase))
+        self.write(Event(time.monotonic() if t is None else t, "mark", phase))
 
     def read(self) -> list[Event]:
-        """All events so far, by time; a half-written last line is left for later."""
-        if not self.file.exists():
+        """All events so far, by time; a line that was cut short (being written, or no room left) is left out."""
+        try:
+            lines = self.file.read_text(errors="replace").splitlines()
+        except OSError:
             return []
-        lines = self.file.read_text().split("\n")[:-1]
-        return sorted((Event(**json.loads(line)) for line in lines), key=lambda event: event.t)
+        return sorted((event for line in lines if (event := _parsed(line))), key=lambda event: event.t)
+
+
+def _parsed(line: str) -> Event | None:
+    try:
+        return Event(**json.loads(line))
+    except (ValueError, TypeError):
+        return None

@@ -41,7 +41,7 @@ def phases(events: Iterable[Event], start: float) -> list[Phase]:
 
     Args:
         events: a replica's events, by time.
-        start: when the start was asked for, in seconds since the epoch.
+        start: when the start began, by the node's monotonic clock.
     """
     ends = [(event.t, name) for event in events if (name := phase_end(event)) is not None and event.t >= start]
     cut: list[Phase] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import Any
 
 from orchestrator.timeline.events import Event, EventLog
@@ -32,7 +33,7 @@ class VllmLogHandler(logging.Handler):
                 detail = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
             kind = "error" if record.levelno >= logging.ERROR else "log"
             cpu = sum(os.times()[:4])
-            event = Event(record.created, kind, text, process, detail, record.process or 0, cpu)
+            event = Event(time.monotonic(), kind, text, process, detail, record.process or 0, cpu)
             if kind == "error" or record.name == "vllm.orchestrator" or is_fact(text) or phase_end(event):
                 self._log.write(event)
         except Exception:

@@ -57,7 +57,7 @@ def test_a_failing_start_gives_the_root_cause_in_seconds(engine) -> None:
     with pytest.raises(EngineStartError) as caught:
         asyncio.run(broken.start())  # not at its deadline: the cause would be another
     assert "GiB) on kv cache allocation is less than requested memory" in " ".join(caught.value.cause.split())
-    assert reaper.marked(broken._around._marker) == []
+    assert reaper.marked(broken._supervisor._marker) == []
 
 
 def test_the_contract_and_a_killed_engine(engine) -> None:
@@ -70,7 +70,7 @@ def test_the_contract_and_a_killed_engine(engine) -> None:
         await contract.check_serving(real)
         await kill_core(real)
         await contract.check_stopping(real)
-        assert reaper.marked(real._around._marker) == []
+        assert reaper.marked(real._supervisor._marker) == []
 
     asyncio.run(run())
 

@@ -1,4 +1,4 @@
-"""Ahead-of-time compile with real vLLM: a later cluster only loads; and what vLLM does not take is told as inert."""
+"""Ahead-of-time compile with real vLLM: a later cluster only loads; and what vLLM does not take is told as unused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_warm_then_a_later_cluster_loads_then_an_artifact_vllm_does_not_take(tmp
     code, _, err = job(mine, "jobs/run.py", *single, cache=None)
     assert code == 0, err
     (replica,) = json.loads((tmp_path / "run" / "result.json").read_text())["replicas"]
-    assert replica["receipt"]["outcome"] == "inert"
+    assert replica["receipt"]["outcome"] == "unused"
     assert replica["receipt"]["reason"] == "vLLM looked for its graphs under another name"
     assert replica["receipt"]["published"]
     assert replica["engine"]["compiled"] == 1

@@ -94,14 +94,14 @@ def test_no_room_says_which_bundle(make_fleet) -> None:
         assert caught.value.bundles == [{"CPU": 64.0}]
 
 
-def test_what_was_restored_but_compiled_again_is_inert_and_replaced(make_fleet, cache) -> None:
+def test_what_was_restored_but_compiled_again_is_unused_and_replaced(make_fleet, cache) -> None:
     """The artifact is authentic and under the right key, yet the engine finds it useless."""
     with make_fleet(replicas=1) as fleet:
         (first,) = fleet.start()
     with make_fleet(replicas=3) as fleet:
         spoil(cache, first.receipt.key)
         found = fleet.start()
-        assert outcomes(found) == [Outcome.inert, Outcome.hit, Outcome.hit]
+        assert outcomes(found) == [Outcome.unused, Outcome.hit, Outcome.hit]
         assert "not this code" in found[0].receipt.reason
         assert found[0].receipt.published
         assert found[1].receipt.generation == first.receipt.generation + 2

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.cluster import provenance
 from orchestrator.engine.contract import EngineSpec
-from orchestrator.engine.vllm.supervisor import Surroundings
+from orchestrator.engine.vllm.supervisor import Supervisor
 
 
 def test_the_machine_names_its_gpus(tmp_path: Path, monkeypatch) -> None:
@@ -67,6 +67,6 @@ def test_engines_of_a_node_share_tritons_cache(stock, cpu, before, expected, tmp
         stock=stock,
         cpu=cpu,
     )
-    Surroundings(spec).enter()
+    Supervisor(spec).enter()
     found = os.environ.get("TRITON_CACHE_DIR")
     assert found == (str(tmp_path / expected) if expected and not before else before)

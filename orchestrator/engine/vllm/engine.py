@@ -11,7 +11,8 @@ from typing import Any
 
 from orchestrator import timeline
 from orchestrator.engine.contract import Chunk, CompileKey, EngineSpec, Sampling
-from orchestrator.engine.vllm.supervisor import GRACE_S, Surroundings
+from orchestrator.engine.start import failure, launch
+from orchestrator.engine.vllm.supervisor import Supervisor
 from orchestrator.errors import EngineDeadError, EngineStartError
 from orchestrator.graph_cache import key
 
@@ -23,19 +24,19 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self._around = Surroundings(spec)
-        self.events = self._around.events
+        self._supervisor = Supervisor(spec)
+        self.events = self._supervisor.events
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm-start")
         self._config: Any = None
         self._llm: Any = None
 
     def prepare(self) -> CompileKey:
         """Import vLLM, make its configuration, and read the compile key's factors out of it."""
-        self._around.enter()
+        self._supervisor.enter()
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
 
-            self._around.imported()
+            self._supervisor.imported()
             args = AsyncEngineArgs(model=self.spec.model, **self.spec.args)
             self._config = args.create_engine_config()
         except Exception as error:
@@ -51,15 +52,14 @@ class VllmEngine:
 
     async def start(self, *, restored: bool = False) -> timeline.EngineFacts:
         """Start EngineCore and workers; on failure kill them and raise the root cause."""
-        self._around.begin(restored=restored)
-        building = asyncio.get_running_loop().run_in_executor(self._thread, self._build)
-        while not building.done() and not self._around.overdue():
+        loop = asyncio.get_running_loop()
+        building = loop.run_in_executor(self._thread, lambda: launch(self._supervisor, self._build, restored=restored))
+        while not building.done():
+            if self._supervisor.unnoticed():  # its thread stays where it is
+                raise failure(self._supervisor, None)
             await asyncio.wait([building], timeout=_POLL_S)
-        if building.done() and building.exception() is None:
-            self._llm = building.result()
-            self._around.started()
-            return timeline.facts(self.events.read())
-        raise await self._failure(building)
+        self._llm = building.result()
+        return timeline.facts(self.events.read())
 
     async def generate(self, prompt: str, sampling: Sampling, request_id: str) -> AsyncIterator[Chunk]:
         """Stream an answer; chat models get their template applied."""
@@ -92,11 +92,11 @@ class VllmEngine:
     async def stop(self) -> None:
         """Shut vLLM down; whatever is left after two seconds is killed."""
         llm, self._llm = self._llm, None
-        segments = await asyncio.to_thread(self._around.segments)
+        await asyncio.to_thread(self._supervisor.note_segments)
         if llm is not None:
             shutting = asyncio.get_running_loop().run_in_executor(None, llm.shutdown)
             await asyncio.wait([shutting], timeout=5.0)
-        await asyncio.to_thread(self._around.end, segments)
+        await asyncio.to_thread(self._supervisor.end)
         self._thread.shutdown(wait=False)
 
     def _build(self) -> Any:
@@ -112,21 +112,8 @@ class VllmEngine:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
 
-    async def _failure(self, building: asyncio.Future[Any]) -> EngineStartError:
-        cause, phase = self._around.cause(), self._around.phase()
-        if not cause and building.done() and (error := building.exception()) is not None:
-            cause = _one_line(error)
-        await self.stop()
-        await asyncio.wait([building], timeout=GRACE_S)  # vLLM raises once its processes are gone; nobody else asks
-        return EngineStartError(
-            f"{self.spec.replica}: the engine did not start ({phase}): {cause}",
-            replica=self.spec.replica,
-            phase=phase,
-            cause=cause,
-        )
-
     def _dead(self) -> EngineDeadError:
-        cause = self._around.cause()
+        cause = self._supervisor.cause()
         return EngineDeadError(f"{self.spec.replica}: the engine is dead. {cause}".strip(), replica=self.spec.replica)
 
 

@@ -20,22 +20,24 @@ GRACE_S = 3.0
 _LONGEST_FOLDER = 70  # for a Unix socket in it, whose path has 107 bytes at most
 
 
-class Surroundings:
-    """One engine's. Order of calls: enter, imported, begin, perhaps overdue, end.
+class Supervisor:
+    """One engine's. Order of calls: enter, imported, begin, perhaps overdue, started, end.
 
     Args:
         spec: the engine's.
+        remove: a folder to remove at the end, even if this process is killed.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: EngineSpec, remove: str = "") -> None:
+        self.spec, self.replica = spec, spec.replica
         self.events = timeline.EventLog(spec.events_file)
         self._marker = reaper.new_marker(spec.replica, forked=spec.preload and fork_context.available())
         self._reaper: psutil.Process | None = None
-        self._remove = ""
+        self._remove = remove
         self._segments: set[Path] = set()
         self._deadline = float("inf")
         self._failed_at: float | None = None
+        self._overdue_at: float | None = None
 
     def enter(self) -> None:
         """Set the environment that vLLM and its processes are to see."""
@@ -66,25 +68,24 @@ class Surroundings:
         if self.spec.preload or not (self.spec.cpu or self.spec.stock):
             fork_context.inspect_models_here()
 
-    def begin(self, *, restored: bool, remove: str = "") -> None:
+    def begin(self, *, restored: bool) -> None:
         """From here on the engine's processes are watched, and outlive this one by a moment at most.
 
         Args:
             restored: graphs for the engine's compile key lie under its cache root.
-            remove: a folder to remove at the end, even if this process is killed.
         """
         if self.spec.cpu and self.spec.quick_cpu_probe:
             os.environ[fork_context.CPU_PROBE] = "known" if restored else "flags"
         if self.spec.cpu and self.spec.short_profile and restored:
             os.environ[short_profile.VARIABLE] = "1"
-        self._reaper, self._remove = reaper.start_reaper(self._marker, remove), remove
+        self._reaper = reaper.start_reaper(self._marker, self._remove)
         self._deadline = time.monotonic() + self.spec.start_timeout_s
 
     def started(self) -> None:
         """The start is over."""
         self._deadline = float("inf")
-        self._segments = reaper.shared_segments(self._marker)  # a killed EngineCore cannot be asked for them
         self.events.mark("handshake")
+        self.note_segments()
 
     @property
     def timed_out(self) -> bool:
@@ -95,7 +96,13 @@ class Surroundings:
         """The start has failed or timed out, whether or not vLLM has noticed."""
         if self._failed_at is None and timeline.root_cause(self.events.read()):
             self._failed_at = time.monotonic()
-        return self.timed_out or (self._failed_at is not None and time.monotonic() > self._failed_at + GRACE_S)
+        if self.timed_out or (self._failed_at is not None and time.monotonic() > self._failed_at + GRACE_S):
+            self._overdue_at = self._overdue_at or time.monotonic()
+        return self._overdue_at is not None
+
+    def unnoticed(self) -> bool:
+        """The start is overdue, its processes are killed, and vLLM has not noticed for seconds."""
+        return self._overdue_at is not None and time.monotonic() > self._overdue_at + 2 * GRACE_S
 
     def cause(self) -> str:
         """Why the engine failed, in vLLM's words; "" where it did not say."""
@@ -109,18 +116,19 @@ class Surroundings:
         reached = timeline.phases(self.events.read(), 0.0)
         return f"after {reached[-1].name!r}" if reached else "start"
 
-    def segments(self) -> set[Path]:
-        """The shared memory that the engine's processes use; vLLM leaves it behind."""
-        return self._segments | reaper.shared_segments(self._marker)
+    def note_segments(self) -> None:
+        """Note which shared memory the engine's processes use, while they live: vLLM leaves it behind."""
+        self._segments |= reaper.shared_segments(self._marker)
 
     def kill(self) -> None:
         """Kill the engine's processes."""
         reaper.kill_marked(self._marker)
 
-    def end(self, segments: set[Path]) -> None:
+    def end(self) -> None:
         """Kill what is left of the engine, and remove its shared memory."""
+        self.note_segments()
         self.kill()
-        left = reaper.remove_segments(segments)
+        left = reaper.remove_segments(self._segments)
         if self._remove:
             shutil.rmtree(self._remove, ignore_errors=True)
         if self._reaper is not None and not left:  # else it removes, after this process, what this one has mapped

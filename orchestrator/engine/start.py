@@ -1,0 +1,275 @@
+"""A replica's start: restore -> launch -> first token -> publish or abandon.
+
+The only place that knows this order, and what each failure in it leads to. It has two hosts: a replica of a fleet
+(fleet/replica.py), and Ray Serve LLM, which makes the engine itself (engine/vllm/serve_hook.py). A start fails only if
+the launch or the first token fails. Whatever else goes wrong (cache, other nodes, clock, disk) costs time, and the
+report says so.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from orchestrator import timeline
+from orchestrator.errors import EngineStartError
+from orchestrator.graph_cache.restore_result import Outcome, Receipt
+
+T = TypeVar("T")
+PUBLISH_WAIT_S = 60.0  # then the replica serves, and publishing goes on beside it
+_POLL_S = 0.2
+
+
+class GraphCache(Protocol):
+    """What a start needs of the graph cache; see graph_cache/client.py."""
+
+    def restore(self, factors: Mapping[str, str], cache_root: Path) -> Receipt:
+        """Install the graphs for a compile key, or become the one who compiles."""
+
+    def publish(self, receipt: Receipt, facts: timeline.EngineFacts, cache_root: Path) -> Receipt:
+        """Judge the receipt by what vLLM reported, and publish what was compiled."""
+
+    def abandon(self, receipt: Receipt) -> None:
+        """Let another replica compile."""
+
+
+class OtherNodes(Protocol):
+    """The other nodes of a replica that does not fit one; see fleet/multi_node.py."""
+
+    def install(self, key: str) -> list[bool]:
+        """Install a key's graphs there."""
+
+    def gather(self, key: str) -> None:
+        """Fetch what was compiled there."""
+
+
+class Processes(Protocol):
+    """A watch over the processes of an engine; see engine/vllm/supervisor.py."""
+
+    replica: str
+
+    def begin(self, *, restored: bool) -> None:
+        """From here on they are watched."""
+
+    def overdue(self) -> bool:
+        """Their start has failed or timed out, whether or not vLLM has noticed."""
+
+    def cause(self) -> str:
+        """Why, in vLLM's words; "" where it did not say."""
+
+    def phase(self) -> str:
+        """How far the start came."""
+
+    def kill(self) -> None:
+        """Kill them."""
+
+    def started(self) -> None:
+        """The start is over."""
+
+    def end(self) -> None:
+        """Kill what is left of them, and remove what they leave behind."""
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """A finished start.
+
+    Attributes:
+        first_token_s: seconds until the first token of a probe, since the start was asked for.
+        phases: where they went; their lengths add up to first_token_s.
+        after_s: seconds from the first token to the report: publishing.
+    """
+
+    replica: str
+    first_token_s: float
+    receipt: Receipt
+    facts: timeline.EngineFacts
+    phases: tuple[timeline.Phase, ...]
+    pid: int
+    after_s: float = 0.0
+
+    def since_request(self, placement_s: float, whole_s: float) -> StartReport:
+        """The same, counted from the request, which another node's clock measured: only durations are compared.
+
+        Args:
+            placement_s: seconds until the replica's place was there.
+            whole_s: seconds until this report was there.
+        """
+        here = self.first_token_s
+        process_s = max(0.0, whole_s - self.after_s - here - placement_s)
+        before = (
+            timeline.Phase("placement", 0.0, placement_s),
+            timeline.Phase("process", placement_s, process_s),
+        )
+        shift = placement_s + process_s
+        moved = tuple(timeline.Phase(p.name, p.start + shift, p.seconds) for p in self.phases)
+        return replace(self, first_token_s=here + shift, phases=(*before, *moved))
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return {
+            "replica": self.replica,
+            "first_token_s": round(self.first_token_s, 3),
+            "receipt": self.receipt.as_dict(),
+            "engine": self.facts.as_dict(),
+            "pid": self.pid,
+            "phases": [asdict(phase) for phase in self.phases],
+        }
+
+
+class Start:
+    """One start. Order of calls: restore and the launch within `launching`, first_token and publish, report.
+
+    Args:
+        replica: its name.
+        cache: its graph cache.
+        events: where its phases are marked.
+        cache_root: where graphs are installed, and where vLLM saves them.
+        began: when it began on this node, by the monotonic clock; default: now.
+        others: the replica's other nodes, if it has some.
+    """
+
+    def __init__(
+        self,
+        replica: str,
+        cache: GraphCache,
+        events: timeline.EventLog,
+        cache_root: Path,
+        *,
+        began: float | None = None,
+        others: OtherNodes | None = None,
+    ) -> None:
+        self.replica = replica
+        self.receipt = Receipt(Outcome.stock)
+        self._cache, self._events, self._root, self._others = cache, events, cache_root, others
+        self._began = time.monotonic() if began is None else began
+        self._first_token_at: float | None = None
+
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """What is raised in it has failed the start: another replica may compile now, and the error goes on."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                self._cache.abandon(self.receipt)
+            raise
+
+    def restore(self, factors: Callable[[], Mapping[str, str]]) -> bool:
+        """Install the graphs for a compile key; are they there now? Does not raise, whatever `factors` does."""
+        try:
+            known = factors()
+        except Exception as error:  # a replica without a GPU of its own cannot ask for its capability
+            self.receipt = Receipt(Outcome.failed, f"no compile key: {_one_line(error)}")
+            return False
+        try:
+            self.receipt = self._cache.restore(known, self._root)
+        except Exception as error:
+            self.receipt = Receipt(Outcome.failed, _one_line(error))
+        if self._others and self.receipt.restored:
+            try:
+                self._others.install(self.receipt.key)
+            except Exception as error:  # ranks there compile
+                self._note(f"graphs did not reach the other nodes: {_one_line(error)}")
+        return self.receipt.restored
+
+    def first_token(self) -> None:
+        """The engine has generated a token."""
+        self._first_token_at = time.monotonic()
+        self._events.mark("first token", self._first_token_at)
+
+    def publish(self) -> None:
+        """Judge the receipt, and publish what was compiled. Does not raise, and waits for PUBLISH_WAIT_S at most."""
+        thread = threading.Thread(target=self._publish, name="publish", daemon=True)
+        thread.start()
+        thread.join(PUBLISH_WAIT_S)
+        if thread.is_alive():
+            self._note(f"still being published after {PUBLISH_WAIT_S:g} s")
+
+    def report(self) -> StartReport:
+        """How it went."""
+        now = time.monotonic()
+        until = self._first_token_at or now
+        phases = tuple(timeline.phases(self._events.read(), self._began))
+        return StartReport(
+            self.replica, until - self._began, self.receipt, self._facts(), phases, os.getpid(), now - until
+        )
+
+    def _publish(self) -> None:
+        facts = self._facts()
+        try:
+            if self._others and facts.compiled:
+                self._others.gather(self.receipt.key)
+            self.receipt = self._cache.publish(self.receipt, facts, self._root)
+        except Exception as error:  # it serves all the same
+            with suppress(Exception):
+                self._cache.abandon(self.receipt)
+            self._note(f"not published: {_one_line(error)}")
+
+    def _facts(self) -> timeline.EngineFacts:
+        return timeline.facts(self._events.read())
+
+    def _note(self, reason: str) -> None:
+        self.receipt = replace(self.receipt, reason="; ".join(filter(None, [self.receipt.reason, reason])))
+
+
+def launch(processes: Processes, build: Callable[[], T], *, restored: bool) -> T:
+    """Run `build`, which starts an engine and returns once it is up, under the engine's deadline.
+
+    Once the start has failed or is overdue the engine's processes are killed: vLLM, which may not have noticed, raises.
+
+    Args:
+        processes: the watch over what `build` starts.
+        build: runs in the calling thread.
+        restored: graphs for its compile key are installed.
+
+    Raises:
+        EngineStartError: with the root cause, and with no process left.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_POLL_S):
+            if processes.overdue():
+                processes.kill()
+                return
+
+    thread = threading.Thread(target=watch, name="engine-start", daemon=True)
+    try:
+        processes.begin(restored=restored)
+        thread.start()
+        made = build()
+    except Exception as error:
+        over.set()
+        raise failure(processes, error) from error
+    except BaseException:  # this process is told to end
+        over.set()
+        processes.end()
+        raise
+    over.set()
+    thread.join()
+    with suppress(Exception):  # it is up; what is noted for later is not worth its end
+        processes.started()
+    return made
+
+
+def failure(processes: Processes, error: BaseException | None) -> EngineStartError:
+    """End what is left of an engine that did not start, and say why it did not."""
+    cause, phase = "", "start"
+    with suppress(Exception):
+        cause, phase = processes.cause(), processes.phase()
+    cause = cause or (_one_line(error) if error else "")
+    with suppress(Exception):
+        processes.end()
+    text = f"{processes.replica}: the engine did not start ({phase}): {cause}"
+    return EngineStartError(text, replica=processes.replica, phase=phase, cause=cause)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
