@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pytest
 
 from orchestrator import timeline
-from orchestrator.engine.start import StartReport
+from orchestrator.engine.start_report import StartReport
 from orchestrator.errors import EngineStartError, OrchestratorError
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
 

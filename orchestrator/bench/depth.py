@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig, KvUpdate, ModelSource
-from orchestrator.engine.start import StartReport
+from orchestrator.engine.start_report import StartReport
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.progress import Say
 from orchestrator.runs import run

@@ -22,7 +22,7 @@ from orchestrator.bench.result import BenchResult
 from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling
-from orchestrator.engine.start import StartReport
+from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context
 from orchestrator.errors import ConfigError
 from orchestrator.fleet import node_warmer

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator import zygote
 from orchestrator.engine import Sampling
-from orchestrator.engine.start import StartReport
+from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context
 from orchestrator.errors import EngineDeadError, OrchestratorError, PlacementError, ReplicaError
 from orchestrator.fleet import node_warmer

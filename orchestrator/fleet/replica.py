@@ -11,7 +11,8 @@ from pathlib import Path
 
 from orchestrator import timeline
 from orchestrator.engine import Chunk, Engine, Sampling, create
-from orchestrator.engine.start import Start, StartReport
+from orchestrator.engine.start import Start
+from orchestrator.engine.start_report import StartReport
 from orchestrator.fleet.multi_node import MultiNode
 from orchestrator.fleet.plan import ReplicaPlan
 from orchestrator.graph_cache.client import GraphCacheClient

@@ -20,7 +20,7 @@ from orchestrator.cluster import connect, provenance
 from orchestrator.cluster.shape import ClusterShape, local_shape
 from orchestrator.config import AppConfig, ClusterKind, ModelSource
 from orchestrator.engine import Sampling
-from orchestrator.engine.start import StartReport
+from orchestrator.engine.start_report import StartReport
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.plan import check_heads, make_plan
 from orchestrator.fleet.replica import Answer

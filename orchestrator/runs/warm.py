@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import AppConfig
-from orchestrator.engine.start import StartReport
+from orchestrator.engine.start_report import StartReport
 from orchestrator.errors import ConfigError
 from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.progress import Say

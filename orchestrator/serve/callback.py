@@ -14,7 +14,8 @@ from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
 from orchestrator import config
-from orchestrator.engine.start import Start, StartReport
+from orchestrator.engine.start import Start
+from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context, serve_hook
 from orchestrator.engine.vllm.supervisor import Supervisor
 from orchestrator.errors import ConfigError

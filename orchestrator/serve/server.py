@@ -11,7 +11,7 @@ from typing import Any
 from ray.serve.llm.deployment import LLMServer
 from ray.util import metrics
 
-from orchestrator.engine.start import StartReport
+from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import serve_hook
 from orchestrator.errors import EngineDeadError
 from orchestrator.serve.callback import FastColdStart

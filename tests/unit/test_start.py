@@ -11,7 +11,8 @@ import pytest
 from orchestrator import timeline
 from orchestrator.config import EngineKind
 from orchestrator.engine import EngineSpec, fake
-from orchestrator.engine.start import Start, StartReport
+from orchestrator.engine.start import Start
+from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import reaper, serve_hook
 from orchestrator.engine.vllm.supervisor import Supervisor
 from orchestrator.errors import EngineStartError

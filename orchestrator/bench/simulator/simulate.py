@@ -19,7 +19,7 @@ from orchestrator.bench.simulator import steps
 from orchestrator.bench.simulator.start_model import Constants, Scale, simulate
 from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig, ClusterKind, EngineKind
-from orchestrator.engine.start import StartReport
+from orchestrator.engine.start_report import StartReport
 from orchestrator.graph_cache.settings import cache_settings
 from orchestrator.progress import Say
 from orchestrator.runs import run

@@ -1,0 +1,56 @@
+"""How a start went."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from orchestrator import timeline
+from orchestrator.graph_cache.restore_result import Receipt
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """A finished start.
+
+    Attributes:
+        first_token_s: seconds until the first token of a probe, since the start was asked for.
+        phases: where they went; their lengths add up to first_token_s.
+        after_s: seconds from the first token to the report: publishing.
+    """
+
+    replica: str
+    first_token_s: float
+    receipt: Receipt
+    facts: timeline.EngineFacts
+    phases: tuple[timeline.Phase, ...]
+    pid: int
+    after_s: float = 0.0
+
+    def since_request(self, placement_s: float, whole_s: float) -> StartReport:
+        """The same, counted from the request, which another node's clock measured: only durations are compared.
+
+        Args:
+            placement_s: seconds until the replica's place was there.
+            whole_s: seconds until this report was there.
+        """
+        here = self.first_token_s
+        process_s = max(0.0, whole_s - self.after_s - here - placement_s)
+        before = (
+            timeline.Phase("placement", 0.0, placement_s),
+            timeline.Phase("process", placement_s, process_s),
+        )
+        shift = placement_s + process_s
+        moved = tuple(timeline.Phase(p.name, p.start + shift, p.seconds) for p in self.phases)
+        return replace(self, first_token_s=here + shift, phases=(*before, *moved))
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return {
+            "replica": self.replica,
+            "first_token_s": round(self.first_token_s, 3),
+            "receipt": self.receipt.as_dict(),
+            "engine": self.facts.as_dict(),
+            "pid": self.pid,
+            "phases": [asdict(phase) for phase in self.phases],
+        }
