@@ -26,6 +26,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "seven starts; test_resolver.py has the guard, test_kv_pass.py the modes": (
         f"{_MODES}test_modes_do_not_share_a_cache_and_the_guard_raises",
     ),
+    "a start for each fault and host; tests/unit/test_start.py has them over fakes": ("engine/test_start.py",),
     "two ranks on two cores are slow": ("engine/test_sharing.py::test_tensor_parallel_ranks_share_too",),
     "tests/ray shows the same with the fake engine": (
         "engine/test_warm.py",
