@@ -11,18 +11,31 @@ are applied by hand.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
+from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from typing import Any
 
 from orchestrator.engine.vllm import short_profile
+from orchestrator.vllm_plugin.settings import logger
 
 MODULE = "orchestrator.engine.vllm.zygote_imports"
 # How Inductor learns what the CPU runs: "known" (graphs for this very CPU were restored), "flags" (ask the compiler).
 CPU_PROBE = "ORCHESTRATOR_CPU_PROBE"
+# What vLLM decides at import and forks cannot decide again, with its defaults. The first one vLLM sets by itself while
+# it makes the configuration; it says whether attention is left out of CUDA graphs, and a fork's would be captured.
+_AT_IMPORT = {"VLLM_USE_BREAKABLE_CUDAGRAPH": "0", "VLLM_BATCH_INVARIANT": "0", "VLLM_USE_LAYERNAME": "1"}
+
+
+def _decided() -> dict[str, str]:
+    return {name: os.environ.get(name, default) for name, default in _AT_IMPORT.items()}
+
+
+_imported_with = _decided()  # this module is imported with vLLM, in the zygote
 
 
 class _Process(ForkServerProcess):
@@ -97,7 +110,21 @@ def use_in_this_process() -> None:
     from vllm.v1.executor import multiproc_executor
 
     for module in (system_utils, coordinator, utils, multiproc_executor):
-        module.get_mp_context = PreloadedContext
+        module.get_mp_context = context
+
+
+def context() -> BaseContext:
+    """What vLLM starts its processes with: forks, unless these would have decided otherwise than the engine wants."""
+    differing = [f"{name}={now}" for name, now in _decided().items() if now != _imported_with[name]]
+    if not differing:
+        return PreloadedContext()
+    _say_once(f"no forks: vLLM was imported without {', '.join(differing)}. The engine's processes import it anew.")
+    return multiprocessing.get_context("spawn")
+
+
+@cache
+def _say_once(line: str) -> None:
+    logger.warning(line)
 
 
 def inspect_models_here() -> None:
