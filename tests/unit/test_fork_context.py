@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -35,3 +37,36 @@ def test_what_was_decided_at_import_is_not_forked_for_another_decision(
     assert isinstance(context, fork_context.PreloadedContext) == forks
     assert context.get_start_method() == ("forkserver" if forks else "spawn")
     assert (f"no forks: vLLM was imported without {variable}={value}" in caplog.text) != forks
+
+
+def test_a_fork_asks_for_its_own_devices_capability(monkeypatch) -> None:
+    """Ray gives each worker a GPU of its own, and vLLM remembers the capability of "device 0"."""
+    pytest.importorskip("vllm")
+    monkeypatch.setitem(sys.modules, "vllm._C_stable_libtorch", ModuleType("kernels"))  # of the build for GPUs
+    from vllm.platforms import cuda
+
+    for name in ("nvmlInit", "nvmlShutdown"):
+        monkeypatch.setattr(cuda.pynvml, name, lambda: None)
+    monkeypatch.setattr(cuda.pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(cuda.pynvml, "nvmlDeviceGetCudaComputeCapability", lambda handle: (8 + handle, 0))
+    platform = cuda.NvmlCudaPlatform
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    fork_context.forget_device()
+    assert platform.get_device_capability().major == 8
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert platform.get_device_capability().major == 8
+    fork_context.forget_device()
+    assert platform.get_device_capability().major == 9
+    fork_context.forget_device()
+
+
+@pytest.mark.parametrize(("said", "offline"), [({"HF_HUB_OFFLINE": "1"}, True), ({}, False)])
+def test_a_start_is_offline_by_what_its_environment_says_now(said: dict, offline: bool, monkeypatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", not offline)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    fork_context.offline_as_told()
+    assert constants.is_offline_mode() == offline

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import socket
 import subprocess
+import sys
 from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
@@ -144,6 +145,25 @@ def log_as_told() -> None:
     logger._configure_vllm_root_logger()
 
 
+def offline_as_told() -> None:
+    """The hub's library reads HF_HUB_OFFLINE when it is imported: read it once more."""
+    from huggingface_hub import constants
+
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")
+    constants.HF_HUB_OFFLINE = constants._is_true(said)
+
+
+def forget_device() -> None:
+    """What vLLM remembers of device 0 is of no use in a fork, whose device 0 may be another one."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("vllm.platforms", "vllm.utils")):
+            for holder in (module, *(part for part in vars(module).values() if isinstance(part, type))):
+                for part in vars(holder).values():
+                    clear = getattr(getattr(part, "__func__", part), "cache_clear", None)  # a class method's, too
+                    if callable(clear):
+                        clear()
+
+
 def _adopt_environment() -> None:
     """Apply what libgomp and Inductor would have found out at load time, which was too early.
 
@@ -157,6 +177,7 @@ def _adopt_environment() -> None:
     from torch._inductor.cpu_vec_isa import VecISA
 
     log_as_told()
+    offline_as_told()
     # vLLM sets these at its import and in its CPU platform; Inductor read them before; the second is in vLLM's key
     inductor.compile_threads = inductor.decide_compile_threads()
     inductor.cpp.dynamic_threads = os.environ.get("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "0") == "1"

@@ -39,5 +39,6 @@ if torch.cuda.is_initialized():  # a fork of an initialised CUDA is broken: bett
 
 def at_birth() -> None:
     """In each fork of the zygote, before anything else runs in it."""
+    fork_context.forget_device()
     fork_context.use_in_this_process()
     fork_context.fork_server()  # so that what it forks uses it too
