@@ -27,6 +27,7 @@ _AT_IMPORT = ("CUDA_", "FLASHINFER_", "FLA_", "HF_", "LD_", "PYTORCH_", "TORCH",
 # ... but for these: Ray tells each worker its devices, and a start of ours says by itself what is offline.
 _PER_WORKER = {"CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
 FORKED = b"+"
+REFUSED = ".refused"  # a zygote of this address has said why it cannot be one
 STATUS = struct.Struct("!i")  # what waitpid says of the fork
 LENGTH = struct.Struct("!q")
 
@@ -57,6 +58,8 @@ def address(preload: str, raylet: int) -> Path:
     if owner.st_uid != os.getuid() or owner.st_mode & 0o077:
         raise PermissionError(f"{folder} is not ours alone; remove it")
     newest = max(file.stat().st_mtime_ns for file in _PACKAGE.rglob("*.py"))
+    with suppress(OSError):  # when the raylet started, for its process id comes again
+        preload += Path(f"/proc/{raylet}/stat").read_text().rpartition(")")[2].split()[19]
     read = {n: v for n, v in os.environ.items() if n.startswith(_AT_IMPORT) and n not in _PER_WORKER}
     facts = [preload, sys.executable, str(_PACKAGE), newest, os.environ.get("PYTHONPATH", ""), sorted(read.items())]
     return folder / f"{raylet}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.sock"
@@ -80,7 +83,13 @@ def _forked(preload: str, command: list[str]) -> socket.socket | None:
 
 
 def _connect(path: Path, preload: str, raylet: int) -> socket.socket:
-    """A connection to the zygote, which is started if there is none."""
+    """A connection to the zygote, which is started if there is none.
+
+    Raises:
+        OSError: there can be none, for the reason that it says.
+    """
+    with suppress(FileNotFoundError):
+        raise OSError(path.with_suffix(REFUSED).read_text())
     connection = socket.socket(socket.AF_UNIX)
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     short = f"/proc/self/fd/{folder}/{path.name}"  # a socket's path has 107 bytes at most, and TMPDIR may be longer

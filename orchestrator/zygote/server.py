@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.zygote import libraries
-from orchestrator.zygote.client import FORKED, LENGTH, STATUS
+from orchestrator.zygote.client import FORKED, LENGTH, REFUSED, STATUS
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,23 @@ def _received(client: socket.socket) -> Request | None:
 
 
 def main() -> None:
-    """Import, serve, and in a fork run."""
+    """Import, serve, and in a fork run.
+
+    Raises:
+        SystemExit: after the imports a fork would not be sound; later clients are told why.
+    """
     fd, path, name, raylet = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its pool would be a second thread
+    # Each would be a second thread: OpenBLAS's pool, and the one in which humming builds its kernels
+    os.environ.update({"OPENBLAS_NUM_THREADS": "1", "HUMMING_DISABLE_PARALLEL_BUILD": "1"})
     libraries.load_first()
     listener = socket.socket(fileno=fd)
-    preload = importlib.import_module(name)
+    try:
+        preload = importlib.import_module(name)
+        if (threads := len(os.listdir("/proc/self/task"))) > 1:
+            raise SystemExit(f"{name} has started threads ({threads} in all), and a fork would miss them")
+    except SystemExit as refusal:
+        path.with_suffix(REFUSED).write_text(str(refusal))  # or each later client would wait for the same
+        raise
     zygote = Zygote(listener, raylet)
     gc.collect()
     gc.freeze()  # the garbage collector does not touch, and so does not copy, what forks share
