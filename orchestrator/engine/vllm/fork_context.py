@@ -21,7 +21,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from typing import Any
 
-from orchestrator.engine.vllm import short_profile
+from orchestrator.engine.vllm import openmp, short_profile
 from orchestrator.vllm_plugin.settings import logger
 
 MODULE = "orchestrator.engine.vllm.zygote_imports"
@@ -167,12 +167,10 @@ def forget_device() -> None:
 def _adopt_environment() -> None:
     """Apply what libgomp and Inductor would have found out at load time, which was too early.
 
-    vLLM's CPU executor binds threads by GOMP_CPU_AFFINITY (`OMPProcessManager`). Inductor builds up to six programs
-    and loads each in a subprocess, for 8 s, to learn whether the CPU features that it read run what the compiler makes.
-    Restored graphs have answered that, for their key holds the CPU's instruction set; otherwise it is enough that the
-    compiler takes the flags, since the first kernel is built with them right away.
+    Inductor builds up to six programs and loads each in a subprocess, for 8 s, to learn whether the CPU features that
+    it read run what the compiler makes. Restored graphs have answered that, for their key holds the CPU's instruction
+    set; otherwise it is enough that the compiler takes the flags, since the first kernel is built with them right away.
     """
-    import torch
     from torch._inductor import config as inductor
     from torch._inductor.cpu_vec_isa import VecISA
 
@@ -186,9 +184,7 @@ def _adopt_environment() -> None:
         VecISA.check_build = probe  # not the setting vec_isa_ok: that is part of vLLM's key
     if os.environ.get(short_profile.VARIABLE):
         short_profile.install()
-    if cores := os.environ.get("GOMP_CPU_AFFINITY", "").split():
-        os.sched_setaffinity(0, {int(core) for core in cores})
-        torch.set_num_threads(len(cores))
+    openmp.adopt()
 
 
 def compiler_takes_flags(isa: Any, code: str) -> bool:
