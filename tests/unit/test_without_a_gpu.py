@@ -11,6 +11,7 @@ import pytest
 from orchestrator.cluster import provenance
 from orchestrator.engine.contract import EngineSpec
 from orchestrator.engine.vllm.supervisor import Surroundings
+from orchestrator.graph_cache import key
 
 
 def test_the_machine_names_its_gpus(tmp_path: Path, monkeypatch) -> None:
@@ -39,6 +40,19 @@ def test_the_compile_key_asks_cuda_for_nothing(monkeypatch) -> None:
     with _no_device_asked():
         assert codecache.CacheBase.get_system() == {"triton": "a key", "cuda": "13.0"}
     assert codecache.CacheBase.__dict__["get_system"] is before
+
+
+def test_on_gpus_a_cpu_counts_by_its_features_alone(tmp_path: Path) -> None:
+    """Clouds give one GPU hosts of several names; what Inductor makes for the host needs its features, no more."""
+
+    def factor(model: bool, name: str, flags: str) -> str:
+        info = tmp_path / f"{name}-{flags}"
+        info.write_text(f"processor\t: 0\nmodel name\t: {name}\nflags\t\t: {flags}\n")
+        return key.cpu_instruction_set(model=model, info=info)
+
+    assert factor(False, "8480C", "avx2 amx") == factor(False, "8480+", "avx2 amx")
+    assert factor(False, "8480C", "avx2 amx") != factor(False, "8480C", "avx2")
+    assert factor(True, "8480C", "avx2 amx") != factor(True, "8480+", "avx2 amx")
 
 
 @pytest.mark.parametrize(

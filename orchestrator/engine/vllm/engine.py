@@ -159,7 +159,7 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "plugin": key.source_digest(plugin),
         "device": f"{current_platform.device_type} {current_platform.get_device_name()} {capability}",
-        "cpu": key.cpu_instruction_set(),
+        "cpu": key.cpu_instruction_set(model=current_platform.is_cpu()),
         "parallel": f"tp={parallel.tensor_parallel_size} pp={parallel.pipeline_parallel_size} "
         f"dp={parallel.data_parallel_size}",
     }
