@@ -99,7 +99,7 @@ class Replica:
         """
         root = Path(self.plan.spec.cache_root)
         compile_key = await asyncio.to_thread(self._engine.prepare)
-        receipt = await asyncio.to_thread(self._cache.restore, compile_key.factors, root)
+        receipt = await asyncio.to_thread(self._cache.restore, compile_key.factors, root, compile_key.unshared)
         if self._far and receipt.restored:
             await asyncio.to_thread(self._far.install, receipt.key)
         try:

@@ -16,7 +16,7 @@ from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
 from orchestrator import config, timeline
-from orchestrator.engine import EngineSpec
+from orchestrator.engine import CompileKey, EngineSpec
 from orchestrator.engine.vllm import fork_context, serve_hook
 from orchestrator.engine.vllm.supervisor import Surroundings
 from orchestrator.errors import ConfigError
@@ -121,14 +121,14 @@ class ReplicaStart:
         self._llm_config.update_engine_kwargs(additional_config={**given, **ours})
         serve_hook.install(self._around, self)
 
-    def restore(self, factors: Callable[[], Mapping[str, str]]) -> bool:
+    def restore(self, compile_key: Callable[[], CompileKey]) -> bool:
         """See shared_llm.GraphCache."""
         try:
-            known = factors()
+            known = compile_key()
         except Exception as error:  # a replica without a GPU of its own cannot ask for its capability
             self._receipt = Receipt(Outcome.failed, f"no compile key: {type(error).__name__}: {error}"[:300])
             return False
-        self._receipt = self._cache.restore(known, Path(self._around.spec.cache_root))
+        self._receipt = self._cache.restore(known.factors, Path(self._around.spec.cache_root), known.unshared)
         return self._receipt.restored
 
     def settle(self, facts: timeline.EngineFacts) -> None:

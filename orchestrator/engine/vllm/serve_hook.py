@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from orchestrator import timeline
-from orchestrator.engine.vllm.engine import compile_factors
+from orchestrator.engine.contract import CompileKey
+from orchestrator.engine.vllm.engine import compile_key
 from orchestrator.engine.vllm.supervisor import Surroundings
 from orchestrator.errors import EngineStartError
 
@@ -18,8 +19,8 @@ _POLL_S = 0.2
 class GraphCache(Protocol):
     """What a start needs of the graph cache."""
 
-    def restore(self, factors: Callable[[], Mapping[str, str]]) -> bool:
-        """Install the graphs for a compile key; are they there now? Does not raise, even where `factors` does."""
+    def restore(self, compile_key: Callable[[], CompileKey]) -> bool:
+        """Install the graphs for a compile key; are they there now? Does not raise, even where `compile_key` does."""
 
     def settle(self, facts: timeline.EngineFacts) -> None:
         """The engine is up: judge, and publish."""
@@ -42,7 +43,7 @@ def install(around: Surroundings, cache: GraphCache) -> None:
     class SharedGraphLLM(plain):  # type: ignore[misc]
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
             around.events.mark("plan")
-            around.begin(restored=cache.restore(lambda: compile_factors(vllm_config)), remove=around.spec.scratch)
+            around.begin(restored=cache.restore(lambda: compile_key(vllm_config)), remove=around.spec.scratch)
             try:
                 with _watched(around):
                     super().__init__(vllm_config, *args, **kwargs)
