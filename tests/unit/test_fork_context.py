@@ -39,6 +39,24 @@ def test_what_was_decided_at_import_is_not_forked_for_another_decision(
     assert (f"no forks: vLLM was imported without {variable}={value}" in caplog.text) != forks
 
 
+def test_vllm_asks_anew_each_time_it_starts_a_process(monkeypatch) -> None:
+    """The configuration is made long after the fork was born."""
+    pytest.importorskip("vllm")
+    from vllm.utils import system_utils
+    from vllm.v1.engine import coordinator, utils
+    from vllm.v1.executor import multiproc_executor
+
+    modules = (system_utils, coordinator, utils, multiproc_executor)
+    for module in modules:
+        monkeypatch.setattr(module, "get_mp_context", module.get_mp_context)
+    monkeypatch.delenv("VLLM_USE_BREAKABLE_CUDAGRAPH", raising=False)
+    monkeypatch.setattr(fork_context, "_imported_with", fork_context._decided())
+    fork_context.use_in_this_process()
+    assert {module.get_mp_context().get_start_method() for module in modules} == {"forkserver"}
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+    assert {module.get_mp_context().get_start_method() for module in modules} == {"spawn"}
+
+
 def test_a_fork_asks_for_its_own_devices_capability(monkeypatch) -> None:
     """Ray gives each worker a GPU of its own, and vLLM remembers the capability of "device 0"."""
     pytest.importorskip("vllm")
