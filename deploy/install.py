@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ((3, 11), (3, 12))
 _SECTIONS = ("global", "install", ":env:")  # of pip's configuration, each stronger than those before it
 _LISTS = ("find-links", "extra-index-url", "trusted-host", "constraint")
+DRIVER = 580  # the oldest for CUDA 13, which torch is built with
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -64,7 +66,20 @@ def main() -> int:
     size = sum(p.lstat().st_blocks for p in options.folder.rglob("*")) * 512
     seconds = time.monotonic() - began
     print(f"Ready: {options.folder}, {size / 1e9:.1f} GB, {count} packages, after {seconds:.0f} s.", flush=True)
+    if options.device == "gpu" and (line := driver_trouble()):
+        print(f"warning: {line}", file=sys.stderr)
     return 0
+
+
+def driver_trouble() -> str:
+    """What is wrong with this machine's NVIDIA driver, or ""; the engines may run on other machines."""
+    tool = shutil.which("nvidia-smi")
+    told = said([tool, "--query-gpu=driver_version", "--format=csv,noheader"]) if tool else ""
+    found = re.findall(r"^[0-9]+(?:[.][0-9]+)*$", told, re.MULTILINE)
+    if not found:
+        return f"no NVIDIA driver was found here; where engines run, CUDA 13 needs driver {DRIVER} or newer."
+    old = [version for version in found if int(version.partition(".")[0]) < DRIVER]
+    return f"the NVIDIA driver is {old[0]}; CUDA 13 needs {DRIVER} or newer." if old else ""
 
 
 def with_uv(uv: str, python: Path, locks: Sequence[Path], settings: Mapping[str, list[str]]) -> str:

@@ -33,7 +33,7 @@ class Cache:
     asked: list[str] = field(default_factory=list)
     leads: bool = False
 
-    def restore(self, factors: Mapping[str, str], cache_root: Path) -> Receipt:
+    def restore(self, factors: Mapping[str, str], cache_root: Path, unshared: str) -> Receipt:
         self.asked.append("restore")
         assert factors
         self.leads = not self.restored

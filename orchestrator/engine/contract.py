@@ -69,9 +69,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class CompileKey:
-    """What decides the compiled code, as named factors; see graph_cache/key.py."""
+    """What decides the compiled code, as named factors; see graph_cache/key.py.
+
+    Attributes:
+        unshared: why the engine has no graphs to share; "" where it has.
+    """
 
     factors: Mapping[str, str] = field(default_factory=dict)
+    unshared: str = ""
 
 
 class Engine(Protocol):

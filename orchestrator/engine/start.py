@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from orchestrator import timeline
+from orchestrator.engine.contract import CompileKey
 from orchestrator.engine.start_report import StartReport
 from orchestrator.errors import EngineStartError
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
@@ -30,8 +31,8 @@ _POLL_S = 0.2
 class GraphCache(Protocol):
     """What a start needs of the graph cache; see graph_cache/client.py."""
 
-    def restore(self, factors: Mapping[str, str], cache_root: Path) -> Receipt:
-        """Install the graphs for a compile key, or become the one who compiles."""
+    def restore(self, factors: Mapping[str, str], cache_root: Path, unshared: str) -> Receipt:
+        """Install the graphs for a compile key, or become the one who compiles; neither where a reason says why."""
 
     def publish(self, receipt: Receipt, facts: timeline.EngineFacts, cache_root: Path) -> Receipt:
         """Judge the receipt by what vLLM reported, and publish what was compiled."""
@@ -115,15 +116,15 @@ class Start:
                 self._cache.abandon(self.receipt)
             raise
 
-    def restore(self, factors: Callable[[], Mapping[str, str]]) -> bool:
-        """Install the graphs for a compile key; are they there now? Does not raise, whatever `factors` does."""
+    def restore(self, compile_key: Callable[[], CompileKey]) -> bool:
+        """Install the graphs for a compile key; are they there now? Does not raise, whatever `compile_key` does."""
         try:
-            known = factors()
+            known = compile_key()
         except Exception as error:  # a replica without a GPU of its own cannot ask for its capability
             self.receipt = Receipt(Outcome.failed, f"no compile key: {_one_line(error)}")
             return False
         try:
-            self.receipt = self._cache.restore(known, self._root)
+            self.receipt = self._cache.restore(known.factors, self._root, known.unshared)
         except Exception as error:
             self.receipt = Receipt(Outcome.failed, _one_line(error))
         if self._others and self.receipt.restored:

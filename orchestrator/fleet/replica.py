@@ -65,7 +65,7 @@ class Replica:
         try:
             with self._start.launching():
                 key = await asyncio.to_thread(self._engine.prepare)
-                restored = await asyncio.to_thread(self._start.restore, lambda: key.factors)
+                restored = await asyncio.to_thread(self._start.restore, lambda: key)
                 await self._engine.start(restored=restored)
                 async for _ in self._engine.generate(_PROBE, Sampling(max_tokens=1), f"{self.plan.name}-probe"):
                     self._start.first_token()

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +29,7 @@ from orchestrator.errors import ArtifactRefused, ConfigError
 
 MAGIC = b"ORCHGRAPH1"
 _MAX_HEADER = 1 << 20
+_TEMPORARY = "tmp.pid_"  # Triton's; the others end in .tmp
 KEY_ENV = "ORCHESTRATOR_SIGNING_KEY"
 
 
@@ -102,15 +104,27 @@ def pack(root: Path, folders: list[Path], key: bytes, manifest: Mapping[str, obj
     buffer = io.BytesIO()
     count = 0
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for folder in folders:
-            for file in sorted(folder.rglob("*")):
-                if file.is_file() and not file.is_symlink() and not file.name.endswith((".tmp", ".lock")):
-                    tar.add(file, file.relative_to(root).as_posix(), recursive=False, filter=_anonymous)
-                    count += 1
+        for file in (file for folder in folders for file in _finished(folder)):
+            with suppress(FileNotFoundError):  # the engine goes on, and tidies up
+                content = file.read_bytes()
+                member = _anonymous(tar.gettarinfo(file, file.relative_to(root).as_posix()))
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+                count += 1
     payload = buffer.getvalue()
     facts = {"payload_sha256": hashlib.sha256(payload).hexdigest(), "payload_bytes": len(payload), "files": count}
     header = json.dumps(asdict(Manifest(**{**manifest, **facts})), sort_keys=True).encode()  # type: ignore[arg-type]
     return b"".join((MAGIC, len(header).to_bytes(4, "big"), header, _sign(key, header), payload))
+
+
+def _finished(folder: Path) -> list[Path]:
+    """The regular files below a folder that are whole: Triton, torch and vLLM write under another name first."""
+    found = []
+    for parent, folders, names in os.walk(folder):  # which does not mind what vanishes on the way
+        folders[:] = [name for name in folders if not name.startswith(_TEMPORARY)]
+        kept = [Path(parent) / n for n in names if not n.startswith(_TEMPORARY) and not n.endswith((".tmp", ".lock"))]
+        found += [file for file in kept if file.is_file() and not file.is_symlink()]
+    return sorted(found)
 
 
 def manifest_of(data: memoryview, key: bytes | None = None) -> Manifest:

@@ -50,16 +50,21 @@ class GraphCacheClient:
         self.registry = self.settings.registry
         self._who = f"{self.replica}/{secrets.token_hex(4)}"  # names come again, in the next run and after a restart
 
-    def restore(self, factors: Mapping[str, str], cache_root: Path) -> Receipt:
+    def restore(self, factors: Mapping[str, str], cache_root: Path, unshared: str = "") -> Receipt:
         """Fetch, verify and install the graphs for a key, or become the one who compiles. Never raises.
+
+        Args:
+            factors: the compile key's.
+            cache_root: where to install.
+            unshared: why there is nothing to share; the registry is then not asked.
 
         Returns:
             A provisional receipt: `hit` means installed, `compiled` means that there was nothing to install.
         """
         self._factors = factors
         receipt = Receipt(Outcome.compiled, key=key.digest(factors))
-        if self.registry is None:
-            return replace(receipt, outcome=Outcome.stock, key="")
+        if self.registry is None or unshared:
+            return replace(receipt, outcome=Outcome.stock, key="", reason=unshared)
         started = time.monotonic()
         try:
             return self._restore(receipt, cache_root, started)

@@ -21,11 +21,18 @@ def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
 
 
 @cache
-def cpu_instruction_set() -> str:
-    """The CPU's features, hashed: Inductor compiles for exactly these (`-march=native`)."""
-    info = Path("/proc/cpuinfo")
+def cpu_instruction_set(*, model: bool = True, info: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's features, hashed: Inductor compiles for exactly these (`-march=native`).
+
+    Args:
+        model: with the CPU's name, for an engine on CPUs. On GPUs its features alone count: an engine's folder may hold
+            a C++ kernel for what the model computes on the CPU, and one that was made for a feature that this CPU has
+            not got would kill the process.
+        info: what Linux says about the CPU.
+    """
+    names = ("flags", "Features", *(["model name"] if model else []))
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-    wanted = {line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features", "model name"))}
+    wanted = {line.partition(":")[2].strip() for line in lines if line.startswith(names)}
     return f"{platform.machine()}-{hashlib.sha256(repr(sorted(wanted)).encode()).hexdigest()[:12]}"
 
 

@@ -36,9 +36,23 @@ def install() -> None:
         if kv_update_mode(vllm_config) is None:
             return original(vllm_config)
         with _placement_left_out(), _folder_left_out(vllm_config.model_config):
-            return original(vllm_config)
+            return [*original(vllm_config), *_device(vllm_config)]
 
     caching.aot_compile_hash_factors = aot_compile_hash_factors
+
+
+def _device(vllm_config: Any) -> list[str]:
+    """A worker's device, unless it is the rank that names the artifact's file anyway.
+
+    Inductor bakes the index into its code. vLLM's Ray executor leaves all of a node's GPUs visible, and any of them may
+    be a rank's: then the artifact has a name of its own, and who has another device compiles again.
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return []
+    device = torch.cuda.current_device()
+    return [] if device == vllm_config.parallel_config.rank else [f"device {device}"]
 
 
 @contextmanager

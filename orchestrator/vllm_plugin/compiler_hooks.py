@@ -111,7 +111,12 @@ def _require_supported(mode: str) -> None:
 
     from orchestrator.vllm_plugin.kv_pass import CannotRewrite
 
-    compilation = _compiling.get().compilation_config
+    config = _compiling.get()
+    compilation = config.compilation_config
+    if config.parallel_config.prefill_context_parallel_size > 1:
+        raise CannotRewrite("prefill context parallelism updates by each batch's counts, which CUDA graphs freeze")
+    if config.attention_config.hisparse_config is not None:
+        raise CannotRewrite("HiSparse updates by each batch's rows, which CUDA graphs freeze")
     if compilation.use_inductor_graph_partition:
         raise CannotRewrite("Inductor partitions the graph, so there is no stitching code between layers")
     for fusion in _KV_FUSIONS:

@@ -68,6 +68,7 @@ def alike_layers(model: nn.Module) -> list[type[nn.Module]]:
     kinds: dict[type[nn.Module], list[nn.Module]] = {}
     for layer in outer_layers(model):
         kinds.setdefault(type(layer), []).append(layer)
+    kinds = {k: v for k, v in kinds.items() if any(True for _ in _tensors(v[0]))}  # or it stands in for another rank's
     repeated = {k: v for k, v in kinds.items() if len(v) >= _FEWEST and not hasattr(k, "aot_compile")}
     found = []
     for kind, layers in repeated.items():

@@ -5,6 +5,7 @@ Runs before every worker, so it needs nothing but the standard library.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,7 +21,13 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _READY_S = 180.0  # for the zygote's imports on a slow disk
+_MOST = 4  # zygotes of one raylet: each holds half a gigabyte
+# Libraries read these once, when they are loaded or imported, which the zygote has done for all its forks...
+_AT_IMPORT = ("CUDA_", "FLASHINFER_", "FLA_", "HF_", "LD_", "PYTORCH_", "TORCH", "TRANSFORMERS_", "TRITON_", "VLLM_")
+# ... but for these: Ray tells each worker its devices, and a start of ours says by itself what is offline.
+_PER_WORKER = {"CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
 FORKED = b"+"
+REFUSED = ".refused"  # a zygote of this address has said why it cannot be one
 STATUS = struct.Struct("!i")  # what waitpid says of the fork
 LENGTH = struct.Struct("!q")
 
@@ -39,7 +46,8 @@ def main() -> None:
 
 
 def address(preload: str, raylet: int) -> Path:
-    """Where a node's zygote listens: one for each user, raylet, interpreter, version of our code, and preload module.
+    """Where a zygote listens: one for each user, raylet, interpreter, version of our code, preload module, and
+    environment as far as libraries read it at import.
 
     Raises:
         PermissionError: the folder belongs to another user, who could pose as our zygote.
@@ -50,8 +58,11 @@ def address(preload: str, raylet: int) -> Path:
     if owner.st_uid != os.getuid() or owner.st_mode & 0o077:
         raise PermissionError(f"{folder} is not ours alone; remove it")
     newest = max(file.stat().st_mtime_ns for file in _PACKAGE.rglob("*.py"))
-    facts = [preload, raylet, sys.executable, str(_PACKAGE), newest, os.environ.get("PYTHONPATH", "")]
-    return folder / (hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16] + ".sock")
+    with suppress(OSError):  # when the raylet started, for its process id comes again
+        preload += Path(f"/proc/{raylet}/stat").read_text().rpartition(")")[2].split()[19]
+    read = {n: v for n, v in os.environ.items() if n.startswith(_AT_IMPORT) and n not in _PER_WORKER}
+    facts = [preload, sys.executable, str(_PACKAGE), newest, os.environ.get("PYTHONPATH", ""), sorted(read.items())]
+    return folder / f"{raylet}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.sock"
 
 
 def _forked(preload: str, command: list[str]) -> socket.socket | None:
@@ -72,7 +83,13 @@ def _forked(preload: str, command: list[str]) -> socket.socket | None:
 
 
 def _connect(path: Path, preload: str, raylet: int) -> socket.socket:
-    """A connection to the zygote, which is started if there is none."""
+    """A connection to the zygote, which is started if there is none.
+
+    Raises:
+        OSError: there can be none, for the reason that it says.
+    """
+    with suppress(FileNotFoundError):
+        raise OSError(path.with_suffix(REFUSED).read_text())
     connection = socket.socket(socket.AF_UNIX)
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     short = f"/proc/self/fd/{folder}/{path.name}"  # a socket's path has 107 bytes at most, and TMPDIR may be longer
@@ -85,6 +102,8 @@ def _connect(path: Path, preload: str, raylet: int) -> socket.socket:
             with suppress(OSError):  # another client was faster
                 connection.connect(short)
                 return connection
+            if _others(folder, path) >= _MOST:
+                raise OSError(f"the node has {_MOST} zygotes already, for other environments")
             path.unlink(missing_ok=True)
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(short)
@@ -94,6 +113,19 @@ def _connect(path: Path, preload: str, raylet: int) -> socket.socket:
     finally:
         os.close(folder)
     return connection
+
+
+def _others(folder: int, path: Path) -> int:
+    """How many zygotes of the same raylet listen in the folder; whatever else is there was left behind."""
+    found = 0
+    for other in path.parent.glob(f"{path.name.partition('-')[0]}-*.sock"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            found += probe.connect_ex(f"/proc/self/fd/{folder}/{other.name}") in (
+                0,
+                errno.EAGAIN,
+            )  # or its queue is full
+    return found
 
 
 def _start(listener: socket.socket, path: Path, preload: str, raylet: int) -> None:

@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.zygote import libraries
-from orchestrator.zygote.client import FORKED, LENGTH, STATUS
+from orchestrator.zygote.client import FORKED, LENGTH, REFUSED, STATUS
+
+# jemalloc's thread (Ray brings it) looks after forks itself. The CUDA driver has one as soon as it is loaded; whether
+# the driver is initialised, engine/vllm/zygote_imports.py asks. Seen on an H200, driver 580: forks worked beside both.
+_SAFE = ("jemalloc_bg_thd", "cuda")
 
 
 @dataclass(frozen=True)
@@ -162,13 +166,34 @@ def _received(client: socket.socket) -> Request | None:
     return Request(list(said["command"]), dict(said["environment"]), str(said["folder"]), list(streams))
 
 
+def other_threads() -> list[str]:
+    """The names of this process's threads, without its first one and those that do not mind a fork."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has just ended
+            if int(task.name) != os.getpid() and not (name := (task / "comm").read_text().strip()).startswith(_SAFE):
+                names.append(name)
+    return names
+
+
 def main() -> None:
-    """Import, serve, and in a fork run."""
+    """Import, serve, and in a fork run.
+
+    Raises:
+        SystemExit: after the imports a fork would not be sound; later clients are told why.
+    """
     fd, path, name, raylet = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its pool would be a second thread
+    # Each would be a second thread: OpenBLAS's pool, and the one in which humming builds its kernels
+    os.environ.update({"OPENBLAS_NUM_THREADS": "1", "HUMMING_DISABLE_PARALLEL_BUILD": "1"})
     libraries.load_first()
     listener = socket.socket(fileno=fd)
-    preload = importlib.import_module(name)
+    try:
+        preload = importlib.import_module(name)
+        if threads := other_threads():
+            raise SystemExit(f"{name} has started threads ({', '.join(threads)}), and a fork would miss them")
+    except SystemExit as refusal:
+        path.with_suffix(REFUSED).write_text(str(refusal))  # or each later client would wait for the same
+        raise
     zygote = Zygote(listener, raylet)
     gc.collect()
     gc.freeze()  # the garbage collector does not touch, and so does not copy, what forks share

@@ -132,13 +132,22 @@ def test_outside_a_forward_nothing_is_announced(runtime) -> None:
     runtime.check_layer(0, B)
 
 
+def whole(compilation: SimpleNamespace) -> SimpleNamespace:
+    """A configuration with nothing else that would keep the update out of compiled pieces."""
+    return SimpleNamespace(
+        compilation_config=compilation,
+        parallel_config=SimpleNamespace(prefill_context_parallel_size=1),
+        attention_config=SimpleNamespace(hisparse_config=None),
+    )
+
+
 @pytest.mark.parametrize("fusion", ["fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache", "fuse_rope_kvcache_cat_mla"])
 def test_fusions_that_resolve_names_fall_back(fusion: str) -> None:
     from orchestrator.vllm_plugin import compiler_hooks, kv_pass
 
     passes = SimpleNamespace(**{fusion: True})
     compilation = SimpleNamespace(use_inductor_graph_partition=False, pass_config=passes)
-    token = compiler_hooks._compiling.set(SimpleNamespace(compilation_config=compilation))
+    token = compiler_hooks._compiling.set(whole(compilation))
     try:
         with pytest.raises(kv_pass.CannotRewrite, match=f"{fusion} resolves layer names on its own"):
             compiler_hooks._require_supported("layer_index")
@@ -158,7 +167,7 @@ def test_layer_name_needs_vllms_layer_name(monkeypatch) -> None:
 
     monkeypatch.setattr(torch_utils, "_USE_LAYERNAME", False)
     compilation = SimpleNamespace(use_inductor_graph_partition=False, pass_config=SimpleNamespace())
-    token = compiler_hooks._compiling.set(SimpleNamespace(compilation_config=compilation))
+    token = compiler_hooks._compiling.set(whole(compilation))
     try:
         compiler_hooks._require_supported("layer_index")
         with pytest.raises(kv_pass.CannotRewrite, match="VLLM_USE_LAYERNAME=1"):

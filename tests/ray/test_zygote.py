@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import sys
 from functools import partial
 from typing import Any
@@ -111,6 +112,48 @@ def test_it_ends_with_its_raylet(local_ray: None, shared_ray) -> None:
     assert list(path.glob("*.sock"))
     shared_ray.end()
     wait_for(lambda: gone(parent))
+
+
+@pytest.mark.parametrize(
+    ("variable", "another"),
+    [
+        ("VLLM_BATCH_INVARIANT", True),
+        ("TORCHINDUCTOR_FREEZING", True),
+        ("FLASHINFER_WORKSPACE_BASE", True),
+        ("CUDA_MODULE_LOADING", True),
+        ("HF_HOME", True),
+        ("CUDA_VISIBLE_DEVICES", False),
+        ("HF_HUB_OFFLINE", False),
+        ("OMP_NUM_THREADS", False),
+    ],
+)
+def test_what_libraries_read_at_import_has_a_zygote_of_its_own(variable: str, another: bool, monkeypatch) -> None:
+    monkeypatch.setenv(variable, "0")
+    before = client.address(PRELOAD, 1)
+    monkeypatch.setenv(variable, "1")
+    assert (client.address(PRELOAD, 1) != before) == another
+
+
+def test_environments_beyond_a_nodes_zygotes_get_an_ordinary_python(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(client.tempfile, "gettempdir", lambda: str(tmp_path))
+    listening: list[socket.socket] = []
+    monkeypatch.setattr(client, "_start", lambda listener, *_: listening.append(listener.dup()))
+
+    def connect(environment: str, raylet: int) -> None:
+        monkeypatch.setenv("VLLM_TEST", environment)
+        client._connect(client.address(PRELOAD, raylet), PRELOAD, raylet).close()
+
+    for i in range(client._MOST):
+        connect(str(i), 1)
+    connect("0", 1)
+    with pytest.raises(OSError, match=f"the node has {client._MOST} zygotes already, for other environments"):
+        connect("another", 1)
+    connect("another", 2)
+    assert len(listening) == client._MOST + 1
+    listening.pop(0).close()  # the one that is gone no longer counts
+    connect("another", 1)
+    for listener in listening:
+        listener.close()
 
 
 def test_a_folder_that_others_can_write_is_not_trusted(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

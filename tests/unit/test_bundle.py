@@ -136,3 +136,18 @@ def test_a_short_key_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(bundle.KEY_ENV, "abcd")
     with pytest.raises(ConfigError, match="32 hex digits"):
         bundle.signing_key(str(tmp_path / "key"))
+
+
+def test_what_is_still_being_written_is_left_out(tmp_path: Path, monkeypatch) -> None:
+    """The engine runs while its graphs are packed: temporary names are skipped, and a file may be gone by its turn."""
+    written = {"model": b"m", "a/tmp.pid_7_x/kernel.json": b"", "tmp.pid_8_y": b"", "a/.7.8.tmp": b"", "b.so": b"b"}
+    read, vanishing = Path.read_bytes, tmp_path / "graphs" / "c.so"
+
+    def vanished(file: Path) -> bytes:
+        vanishing.unlink(missing_ok=True)
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", vanished)
+    data = packed(tmp_path, {**written, "c.so": b"c"})
+    assert opened(data, tmp_path / "target").files == 2
+    assert sorted(f.name for f in (tmp_path / "target").rglob("*") if f.is_file()) == ["b.so", "model"]

@@ -31,6 +31,16 @@ def test_every_yaml_composes_and_plans(file: Path, make_app) -> None:
     assert len(plan.replicas) == app.replicas
 
 
+def test_on_gpus_a_start_and_whoever_waits_for_its_graphs_have_half_an_hour(make_app) -> None:
+    app = make_app("engine=gpu")
+    assert (app.engine.start_timeout_s, app.graph_cache.wait_timeout_s) == (1800, 1800)
+    assert app.engine.device.value == "gpu"
+    app = make_app("engine=gpu", "engine.start_timeout_s=60", "graph_cache.wait_timeout_s=50")
+    assert (app.engine.start_timeout_s, app.graph_cache.wait_timeout_s) == (60, 50)
+    app = make_app("engine=cpu")
+    assert app.engine.start_timeout_s == app.graph_cache.wait_timeout_s == 600
+
+
 def job(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "jobs/run.py", f"hydra.run.dir={folder}", *overrides]
     env = {**os.environ, "RAY_ADDRESS": "nowhere:1"}

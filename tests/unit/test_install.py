@@ -125,6 +125,31 @@ def test_for_gpus_nobody_asks_that_index(world: World) -> None:
     assert not [line for line in lines if "torch-backend" in line or install.TORCH_INDEX in line]
 
 
+@pytest.mark.parametrize(
+    ("device", "driver", "said"),
+    [
+        ("gpu", "580.95.05", ""),
+        ("gpu", "595.10", ""),
+        ("gpu", "570.86.15", "warning: the NVIDIA driver is 570.86.15; CUDA 13 needs 580 or newer."),
+        ("gpu", "", "warning: no NVIDIA driver was found here; where engines run, CUDA 13 needs driver 580 or newer."),
+        (
+            "gpu",
+            "NVIDIA-SMI has failed",
+            "warning: no NVIDIA driver was found here; where engines run, CUDA 13 needs driver 580 or newer.",
+        ),
+        ("cpu", "", ""),
+    ],
+)
+def test_an_old_driver_is_told_and_stops_nothing(world: World, device: str, driver: str, said: str, capsys) -> None:
+    if driver:
+        tool = world.folder / "path" / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\necho {driver}\necho {driver}\n")
+        tool.chmod(0o755)
+    code, _ = world.run("--device", device)
+    assert code == 0
+    assert capsys.readouterr().err.strip() == said
+
+
 def test_where_uv_fails_pip_is_asked(world: World, capsys) -> None:
     code, lines = world.run(fails="^uv ")
     assert code == 0

@@ -5,7 +5,9 @@ The ops are stand-ins with vLLM's schemas, in a namespace of their own: the real
 
 from __future__ import annotations
 
+import logging
 import operator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch._library.fake_class_registry import FakeScriptObject
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.passes.split_module import split_module
 
-from orchestrator.vllm_plugin import kv_pass
+from orchestrator.vllm_plugin import compiler_hooks, kv_pass
 
 library = torch.library.Library("standin", "FRAGMENT")
 library.define("unified_kv_cache_update(Tensor key, Tensor value, str layer_name) -> Tensor")
@@ -210,3 +212,34 @@ def test_sizes_are_computed_where_they_are_used() -> None:
     gm.recompile()
     assert len({s.args[1] for s in sums}) == 3
     assert [float(t) for t in gm(torch.tensor(1.0), 2)] == [9.0, 9.0, 9.0]
+
+
+def config(*, context_parallel: int = 1, hisparse: object = None, partition: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(prefill_context_parallel_size=context_parallel),
+        attention_config=SimpleNamespace(hisparse_config=hisparse),
+        compilation_config=SimpleNamespace(use_inductor_graph_partition=partition, pass_config=SimpleNamespace()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({}, ""),
+        ({"context_parallel": 2}, "prefill context parallelism updates by each batch's counts"),
+        ({"hisparse": SimpleNamespace()}, "HiSparse updates by each batch's rows"),
+        ({"partition": True}, "Inductor partitions the graph"),
+    ],
+)
+def test_updates_that_a_cuda_graph_would_freeze_stay_outside(asked: dict, reason: str, monkeypatch, caplog) -> None:
+    pytest.importorskip("vllm.utils.torch_utils")
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    given = [*SPLITTING, kv_pass.UPDATE_OPS[1]]
+    token = compiler_hooks._compiling.set(config(**asked))
+    split: list[list[str]] = []
+    try:
+        compiler_hooks._split_in_mode("layer_name", model(ORDER, mla=True), given, lambda _, ops: split.append(ops))
+    finally:
+        compiler_hooks._compiling.reset(token)
+    assert split == [given if reason else SPLITTING]
+    assert f"falls back to split: {reason}" in caplog.text or not reason

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import timeline
 from orchestrator.config import EngineKind
-from orchestrator.engine import EngineSpec, fake
+from orchestrator.engine import CompileKey, EngineSpec, fake
 from orchestrator.engine.start import Start
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import reaper, serve_hook
@@ -103,12 +103,12 @@ class ServeHost:
         self.events = self.supervisor.events
         root = Path(self._spec.cache_root)
         self._start = Start("replica-0", self.cache, self.events, root, others=self.others)
-        monkeypatch.setattr(serve_hook, "compile_factors", lambda config: {"model": "m"})
+        monkeypatch.setattr(serve_hook, "compile_key", lambda config: CompileKey({"model": "m"}))
         self.llm: Any = None
 
     def target(self, step: str) -> tuple[Any, str]:
         return {
-            "factors": (serve_hook, "compile_factors"),
+            "factors": (serve_hook, "compile_key"),
             "restore": (self.cache, "restore"),
             "publish": (self.cache, "publish"),
             "install": (self.others, "install"),

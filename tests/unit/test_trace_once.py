@@ -86,6 +86,19 @@ def test_only_layers_that_come_three_times_are_repeated() -> None:
     assert trace_once.alike_layers(Model([Layer(), Odd(), Layer()])) == []
 
 
+class Elsewhere(nn.Identity):
+    """As vLLM's PPMissingLayer: the layers of other pipeline ranks."""
+
+
+def test_layers_of_other_pipeline_ranks_are_no_kind() -> None:
+    model = Model([*(Elsewhere() for _ in range(4)), *(Layer() for _ in range(4)), *(Elsewhere() for _ in range(4))])
+    assert trace_once.alike_layers(model) == [Layer]
+    x = torch.randn(2, 4)
+    once, answer = traced(model, x, once=True)
+    assert torch.equal(answer, model(x))
+    assert sum(n.target is torch.relu for n in once.graph.nodes) == 4
+
+
 class Turned(Layer):
     """A layer with a table that layers share, as rotary embeddings are."""
 

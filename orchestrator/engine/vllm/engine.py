@@ -15,6 +15,7 @@ from orchestrator.engine.start import failure, launch
 from orchestrator.engine.vllm.supervisor import Supervisor
 from orchestrator.errors import EngineDeadError, EngineStartError
 from orchestrator.graph_cache import key
+from orchestrator.vllm_plugin.settings import logger
 
 _POLL_S = 0.2
 
@@ -46,9 +47,9 @@ class VllmEngine:
                 phase="plan",
                 cause=_one_line(error),
             ) from error
-        factors = {} if self.spec.stock else compile_factors(self._config)
+        found = CompileKey() if self.spec.stock else compile_key(self._config)
         self.events.mark("plan")
-        return CompileKey(factors)
+        return found
 
     async def start(self, *, restored: bool = False) -> timeline.EngineFacts:
         """Start EngineCore and workers; on failure kill them and raise the root cause."""
@@ -117,6 +118,39 @@ class VllmEngine:
         return EngineDeadError(f"{self.spec.replica}: the engine is dead. {cause}".strip(), replica=self.spec.replica)
 
 
+def compile_key(vllm_config: Any) -> CompileKey:
+    """The compile key of a configuration as vLLM has made it, or why there is nothing to share."""
+    if reason := why_unshared(vllm_config):
+        logger.info("Compiled graphs are not shared: %s.", reason)
+        return CompileKey(unshared=reason)
+    return CompileKey(compile_factors(vllm_config))
+
+
+def why_unshared(vllm_config: Any) -> str:
+    """Why an engine saves no graphs that another could load; "" where it does.
+
+    Such engines must neither lead nor wait: nothing would ever be published. vLLM settles the mode while it makes the
+    configuration; models with breakable CUDA graphs end up with NONE.
+    """
+    from vllm import envs
+    from vllm.compilation.compiler_interface import is_compile_cache_enabled
+    from vllm.config import CompilationMode
+    from vllm.platforms import current_platform
+
+    compilation = vllm_config.compilation_config
+    if compilation.mode != CompilationMode.VLLM_COMPILE:
+        return f"vLLM's compilation mode is {CompilationMode(compilation.mode or 0).name}"
+    if compilation.backend == "eager":
+        return 'the compilation backend "eager" saves nothing'
+    if not is_compile_cache_enabled(compilation.inductor_compile_config):
+        return "the compile cache is disabled"
+    if not envs.VLLM_USE_AOT_COMPILE:
+        return "VLLM_USE_AOT_COMPILE is off"
+    if envs.VLLM_BATCH_INVARIANT and not current_platform.is_cpu():
+        return "VLLM_BATCH_INVARIANT switches ahead-of-time compile off in the workers"
+    return ""
+
+
 def compile_factors(vllm_config: Any) -> dict[str, str]:
     """vLLM's own cache-key factors (`aot_compile_hash_factors`) and what they leave out.
 
@@ -146,7 +180,7 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "plugin": key.source_digest(plugin),
         "device": f"{current_platform.device_type} {current_platform.get_device_name()} {capability}",
-        "cpu": key.cpu_instruction_set(),
+        "cpu": key.cpu_instruction_set(model=current_platform.is_cpu()),
         "parallel": f"tp={parallel.tensor_parallel_size} pp={parallel.pipeline_parallel_size} "
         f"dp={parallel.data_parallel_size}",
     }

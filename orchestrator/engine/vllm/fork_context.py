@@ -11,18 +11,32 @@ are applied by hand.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
+import sys
+from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from typing import Any
 
-from orchestrator.engine.vllm import short_profile
+from orchestrator.engine.vllm import openmp, short_profile
+from orchestrator.vllm_plugin.settings import logger
 
 MODULE = "orchestrator.engine.vllm.zygote_imports"
 # How Inductor learns what the CPU runs: "known" (graphs for this very CPU were restored), "flags" (ask the compiler).
 CPU_PROBE = "ORCHESTRATOR_CPU_PROBE"
+# What vLLM decides at import and forks cannot decide again, with its defaults. The first one vLLM sets by itself while
+# it makes the configuration; it says whether attention is left out of CUDA graphs, and a fork's would be captured.
+_AT_IMPORT = {"VLLM_USE_BREAKABLE_CUDAGRAPH": "0", "VLLM_BATCH_INVARIANT": "0", "VLLM_USE_LAYERNAME": "1"}
+
+
+def _decided() -> dict[str, str]:
+    return {name: os.environ.get(name, default) for name, default in _AT_IMPORT.items()}
+
+
+_imported_with = _decided()  # this module is imported with vLLM, in the zygote
 
 
 class _Process(ForkServerProcess):
@@ -97,7 +111,21 @@ def use_in_this_process() -> None:
     from vllm.v1.executor import multiproc_executor
 
     for module in (system_utils, coordinator, utils, multiproc_executor):
-        module.get_mp_context = PreloadedContext
+        module.get_mp_context = context
+
+
+def context() -> BaseContext:
+    """What vLLM starts its processes with: forks, unless these would have decided otherwise than the engine wants."""
+    differing = [f"{name}={now}" for name, now in _decided().items() if now != _imported_with[name]]
+    if not differing:
+        return PreloadedContext()
+    _say_once(f"no forks: vLLM was imported without {', '.join(differing)}. The engine's processes import it anew.")
+    return multiprocessing.get_context("spawn")
+
+
+@cache
+def _say_once(line: str) -> None:
+    logger.warning(line)
 
 
 def inspect_models_here() -> None:
@@ -117,19 +145,37 @@ def log_as_told() -> None:
     logger._configure_vllm_root_logger()
 
 
+def offline_as_told() -> None:
+    """The hub's library reads HF_HUB_OFFLINE when it is imported: read it once more."""
+    from huggingface_hub import constants
+
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")
+    constants.HF_HUB_OFFLINE = constants._is_true(said)
+
+
+def forget_device() -> None:
+    """What vLLM remembers of device 0 is of no use in a fork, whose device 0 may be another one."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("vllm.platforms", "vllm.utils")):
+            for holder in (module, *(part for part in vars(module).values() if isinstance(part, type))):
+                for part in vars(holder).values():
+                    clear = getattr(getattr(part, "__func__", part), "cache_clear", None)  # a class method's, too
+                    if callable(clear):
+                        clear()
+
+
 def _adopt_environment() -> None:
     """Apply what libgomp and Inductor would have found out at load time, which was too early.
 
-    vLLM's CPU executor binds threads by GOMP_CPU_AFFINITY (`OMPProcessManager`). Inductor builds up to six programs
-    and loads each in a subprocess, for 8 s, to learn whether the CPU features that it read run what the compiler makes.
-    Restored graphs have answered that, for their key holds the CPU's instruction set; otherwise it is enough that the
-    compiler takes the flags, since the first kernel is built with them right away.
+    Inductor builds up to six programs and loads each in a subprocess, for 8 s, to learn whether the CPU features that
+    it read run what the compiler makes. Restored graphs have answered that, for their key holds the CPU's instruction
+    set; otherwise it is enough that the compiler takes the flags, since the first kernel is built with them right away.
     """
-    import torch
     from torch._inductor import config as inductor
     from torch._inductor.cpu_vec_isa import VecISA
 
     log_as_told()
+    offline_as_told()
     # vLLM sets these at its import and in its CPU platform; Inductor read them before; the second is in vLLM's key
     inductor.compile_threads = inductor.decide_compile_threads()
     inductor.cpp.dynamic_threads = os.environ.get("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "0") == "1"
@@ -138,9 +184,7 @@ def _adopt_environment() -> None:
         VecISA.check_build = probe  # not the setting vec_isa_ok: that is part of vLLM's key
     if os.environ.get(short_profile.VARIABLE):
         short_profile.install()
-    if cores := os.environ.get("GOMP_CPU_AFFINITY", "").split():
-        os.sched_setaffinity(0, {int(core) for core in cores})
-        torch.set_num_threads(len(cores))
+    openmp.adopt()
 
 
 def compiler_takes_flags(isa: Any, code: str) -> bool:

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from orchestrator.engine.start import Start, launch
-from orchestrator.engine.vllm.engine import compile_factors
+from orchestrator.engine.vllm.engine import compile_key
 from orchestrator.engine.vllm.supervisor import Supervisor
 
 logger = logging.getLogger("ray.serve")
@@ -32,7 +32,7 @@ def hosting(plain: Any, supervisor: Supervisor, start: Start) -> Any:
             supervisor.events.mark("plan")
             make = super().__init__
             with start.launching():
-                restored = start.restore(lambda: compile_factors(vllm_config))
+                restored = start.restore(lambda: compile_key(vllm_config))
                 launch(supervisor, lambda: make(vllm_config, *args, **kwargs), restored=restored)
             start.publish()
             receipt = start.receipt

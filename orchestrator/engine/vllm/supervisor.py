@@ -64,6 +64,7 @@ class Supervisor:
     def imported(self) -> None:
         """Say that vLLM is imported now."""
         fork_context.log_as_told()
+        fork_context.offline_as_told()
         self.events.mark("import")
         if self.spec.preload or not (self.spec.cpu or self.spec.stock):
             fork_context.inspect_models_here()

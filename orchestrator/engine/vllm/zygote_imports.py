@@ -1,6 +1,6 @@
 """What a node's zygote imports: everything that a replica, EngineCore and a worker import before they look at a model.
 
-Imported for its effect, once, in the zygote; see preload.py.
+Imported for its effect, once, in the zygote; see fork_context.py.
 """
 
 import ray._private.workers.default_worker  # noqa: F401
@@ -21,7 +21,7 @@ from vllm.platforms import current_platform
 from vllm.plugins import load_general_plugins
 
 import orchestrator.engine.vllm.engine  # noqa: F401
-from orchestrator.engine.vllm import fork_context
+from orchestrator.engine.vllm import cuda_driver, fork_context
 
 if current_platform.is_cpu():
     import vllm.v1.worker.cpu_worker
@@ -33,11 +33,13 @@ load_general_plugins()
 torch_key()
 if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
     CacheBase.get_system()
-if torch.cuda.is_initialized():  # a fork of an initialised CUDA is broken: better no zygote than a broken engine
-    raise SystemExit("importing vLLM initialised CUDA; set cold_start.preload=false")
+# A fork of an initialised CUDA is broken: better no zygote than a broken engine.
+if touched := "torch has initialised CUDA" if torch.cuda.is_initialized() else cuda_driver.initialised():
+    raise SystemExit(f"importing vLLM touched a GPU ({touched}); set cold_start.preload=false")
 
 
 def at_birth() -> None:
     """In each fork of the zygote, before anything else runs in it."""
+    fork_context.forget_device()
     fork_context.use_in_this_process()
     fork_context.fork_server()  # so that what it forks uses it too

@@ -1,0 +1,58 @@
+"""Engines that save no graphs do not ask the registry: they would lead one after another, and the others wait."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.graph_cache.client import GraphCacheClient
+from orchestrator.graph_cache.restore_result import Outcome
+from orchestrator.timeline import EngineFacts, EventLog
+
+
+def config(mode: int = 3, backend: str = "inductor", **inductor: Any) -> Any:
+    compilation = SimpleNamespace(mode=mode, backend=backend, inductor_compile_config=inductor)
+    return SimpleNamespace(compilation_config=compilation)
+
+
+@pytest.mark.parametrize(
+    ("made", "environment", "gpu", "reason"),
+    [
+        (config(), {}, True, ""),
+        (config(mode=0), {}, True, "vLLM's compilation mode is NONE"),
+        (config(mode=0), {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"}, True, "vLLM's compilation mode is NONE"),
+        (config(mode=2), {}, True, "vLLM's compilation mode is DYNAMO_TRACE_ONCE"),
+        (config(backend="eager"), {}, True, 'the compilation backend "eager" saves nothing'),
+        (config(force_disable_caches=True), {}, True, "the compile cache is disabled"),
+        (config(), {"VLLM_DISABLE_COMPILE_CACHE": "1"}, True, "the compile cache is disabled"),
+        (config(), {"VLLM_USE_AOT_COMPILE": "0"}, True, "VLLM_USE_AOT_COMPILE is off"),
+        (config(), {"VLLM_BATCH_INVARIANT": "1"}, True, "VLLM_BATCH_INVARIANT switches ahead-of-time compile off"),
+        (config(), {"VLLM_BATCH_INVARIANT": "1"}, False, ""),
+    ],
+)
+def test_only_engines_that_save_graphs_share_them(made: Any, environment: dict, gpu: bool, reason: str, monkeypatch):
+    pytest.importorskip("vllm.compilation.compiler_interface")
+    from vllm.platforms import current_platform
+
+    from orchestrator.engine.vllm import engine
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda _: not gpu)
+    monkeypatch.setattr(engine, "compile_factors", lambda _: {"vllm": "0.32"})
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = engine.compile_key(made)
+    assert found.unshared.startswith(reason)
+    assert bool(found.unshared) == bool(reason)
+    assert dict(found.factors) == ({} if reason else {"vllm": "0.32"})
+
+
+def test_the_registry_is_not_asked_and_the_receipt_says_why(tmp_path: Path) -> None:
+    settings: Any = SimpleNamespace(registry=object())  # it has no method to call
+    client = GraphCacheClient(settings, "replica-0", EventLog(tmp_path / "events.jsonl"))
+    receipt = client.restore({}, tmp_path, "the compile cache is disabled")
+    assert (receipt.outcome, receipt.reason, receipt.key) == (Outcome.stock, "the compile cache is disabled", "")
+    assert client.settle(receipt, EngineFacts(), tmp_path) == receipt
+    client.give_up(receipt)

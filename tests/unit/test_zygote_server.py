@@ -1,0 +1,57 @@
+"""A zygote that could not fork soundly ends before its first fork, and tells later clients why."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.zygote import client
+from tests.unit.commands import ROOT
+from tests.waiting import HANG_S
+
+THREADED = "tests.unit.threaded_zygote_imports"
+
+
+@pytest.fixture
+def raylet():
+    """Something for the zygote to end with."""
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def started(path: Path, raylet: int, **variables: str) -> subprocess.Popen[str]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        command = [sys.executable, "-m", "orchestrator.zygote.server", str(listener.fileno()), str(path), THREADED]
+        return subprocess.Popen(
+            [*command, str(raylet)], cwd=ROOT, pass_fds=[listener.fileno()], env={**os.environ, **variables},
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+
+def test_a_zygote_with_a_second_thread_ends_before_its_first_fork(tmp_path: Path, raylet) -> None:
+    path = tmp_path / "zygote.sock"
+    process = started(path, raylet.pid, ORCHESTRATOR_TEST_THREAD="1")
+    _, said = process.communicate(timeout=HANG_S)
+    line = f"{THREADED} has started threads (2 in all), and a fork would miss them"
+    assert (process.returncode, said.strip()) == (1, line)
+    with pytest.raises(OSError, match="has started threads"):
+        client._connect(path, THREADED, raylet.pid)
+
+
+def test_humming_starts_none_in_a_zygote(tmp_path: Path, raylet) -> None:
+    path = tmp_path / "zygote.sock"
+    process = started(path, raylet.pid)
+    client._connect(path, THREADED, raylet.pid).close()
+    raylet.kill()
+    assert process.communicate(timeout=HANG_S)[1] == ""
+    assert process.returncode == 0
+    assert not path.exists()
