@@ -83,6 +83,7 @@ class Creation:
             asked = {start.name for start in questions.values()}
             questions |= {s.actor.phase.remote(): s for s in running.values() if s.name not in asked}
             ray.wait(list(running), timeout=_LOOK_S)
+            arrived = time.monotonic()
             errors = []
             for ref in _there(running):
                 start = running.pop(ref)
@@ -91,7 +92,7 @@ class Creation:
                     errors.append(report)
                     continue
                 self._progress(start.name, "ready")
-                yield start.name, _completed(report, start, time.monotonic())
+                yield start.name, _completed(report, start, arrived)
             questions = {ref: start for ref, start in questions.items() if start.report in running}
             for ref in _there(questions):
                 with suppress(RayError):  # the start itself tells what is wrong

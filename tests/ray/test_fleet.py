@@ -67,7 +67,7 @@ def test_a_hanging_start_ends_at_its_deadline(make_fleet) -> None:
     assert "start_timeout_s=1" in caught.value.cause
 
 
-@pytest.mark.parametrize("replicas", [16, 64])
+@pytest.mark.parametrize("replicas", [16, 64], ids=["some", "many"])
 def test_all_that_start_are_looked_at_in_one_go(
     replicas: int, make_fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
