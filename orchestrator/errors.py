@@ -66,6 +66,10 @@ class ReplicaError(OrchestratorError):
     """A replica actor died or did not answer. Fields: replica, phase."""
 
 
+class ReplicaCallError(ReplicaError):
+    """A replica that lives could not do what it was asked, as for a prompt that is too long. As above."""
+
+
 class ServeError(OrchestratorError):
     """A service did not come up, or failed."""
 

@@ -42,6 +42,9 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "a service as a Ray job, and 10,000 requests": ("engine/test_serve_job.py",),
     "waits until Ray gives up": ("ray/test_ray_start.py::test_without_given_ports_it_does_not",),
+    "64 actors on two cores; make test has 16, tests/unit/test_fleet_parts.py has 64 that are no processes": (
+        "ray/test_fleet.py::test_all_that_start_are_looked_at_in_one_go[many]",
+    ),
     "measures first, with up to eight replicas at once": (
         "ray/test_sweeps.py::test_large_clusters_are_simulated_from_what_is_measured",
     ),

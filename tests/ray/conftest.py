@@ -23,6 +23,7 @@ from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.plan import make_plan
 from orchestrator.graph_cache import bundle, registry
 from orchestrator.graph_cache.settings import CacheSettings
+from orchestrator.progress import Say
 from tests.ray import ray_nodes
 from tests.waiting import HANG_S
 
@@ -101,13 +102,15 @@ def make_fleet(make_app, cache: CacheSettings, tmp_path: Path, monkeypatch: pyte
         settings: CacheSettings = cache,
         timeout: float = HANG_S,
         place: float = HANG_S,
+        cpus: float = 1.0,
+        progress: Say | None = None,
         **args: object,
     ) -> Fleet:
         extra = [f"+engine.extra.{name}={value}" for name, value in args.items()]
         app = make_app("engine=fake", "model=tiny_llama", f"replicas={replicas}", *extra)
-        app.engine.start_timeout_s = timeout
+        app.engine.start_timeout_s, app.engine.cpus_per_rank = timeout, cpus
         plan = make_plan(app, SHAPE, model="m", heads=None, scratch=str(tmp_path / "scratch"))
         forked = tuple(replace(r, spec=replace(r.spec, preload=True)) for r in plan.replicas)
-        return Fleet(replace(plan, replicas=forked), settings, placement_timeout_s=place)
+        return Fleet(replace(plan, replicas=forked), settings, place, progress)
 
     return make

@@ -103,7 +103,6 @@ def test_a_publisher_killed_between_bundle_and_pointer_changes_nothing(make_flee
     script = f"""
 import os, signal
 from orchestrator.graph_cache.store import Store
-from orchestrator.plan import ReplicaPlan
 from tests.waiting import HANG_S, wait_for
 write = Store._write
 def die(self, path, data):

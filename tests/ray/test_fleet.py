@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from dataclasses import replace
@@ -10,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray.util.placement_group import placement_group_table
 
 from orchestrator.engine import Sampling
 from orchestrator.engine.vllm import reaper
-from orchestrator.errors import EngineStartError, OrchestratorError, PlacementError
-from orchestrator.fleet.replica import Answer
+from orchestrator.errors import EngineDeadError, EngineStartError, PlacementError, ReplicaError
+from orchestrator.fleet import creation
+from orchestrator.fleet.replica import Answer, Replica, StartReport
 from orchestrator.graph_cache.restore_result import Outcome
 from tests.waiting import wait_for
 
@@ -42,7 +45,7 @@ def test_one_compiles_and_the_others_load(make_fleet, tmp_path: Path) -> None:
 
 def test_many_cold_at_once_compile_once(make_fleet) -> None:
     with make_fleet(replicas=8, fake_compile_s=1) as fleet:
-        fleet._start_together(fleet.plan.replicas)  # all cold, none first
+        fleet.start(at_once=True)
         found = outcomes(fleet.reports.values())
         assert found.count(Outcome.compiled) == 1
         assert found.count(Outcome.waited) + found.count(Outcome.hit) == 7
@@ -64,6 +67,43 @@ def test_a_hanging_start_ends_at_its_deadline(make_fleet) -> None:
     assert "start_timeout_s=1" in caught.value.cause
 
 
+@pytest.mark.parametrize("replicas", [16, 64], ids=["some", "many"])
+def test_all_that_start_are_looked_at_in_one_go(
+    replicas: int, make_fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No replica tells its phase before all were asked for theirs, and none is asked anew before it has told it."""
+    (asked := tmp_path / "asked").mkdir()
+    all_told = tmp_path / "all told"
+
+    class Slow(Replica):  # local, so that it travels by value
+        questions = 0
+
+        async def start(self) -> StartReport:
+            while not all_told.exists():
+                await asyncio.sleep(0.2)
+            return await super().start()
+
+        async def phase(self) -> str:
+            self.questions += 1
+            question = self.questions
+            (asked / self.plan.name).touch()
+            while len(list(asked.iterdir())) < replicas:
+                await asyncio.sleep(0.2)
+            return f"question {question}"
+
+    told: dict[str, str] = {}
+
+    def progress(name: str, phase: str) -> None:
+        told.setdefault(name, phase)
+        if len(told) == replicas:
+            all_told.touch()
+
+    monkeypatch.setattr(creation, "Replica", Slow)
+    with make_fleet(replicas, cpus=0.1, progress=progress) as fleet:
+        assert len(fleet.start(at_once=True)) == replicas
+    assert set(told.values()) == {"question 1"}
+
+
 def test_a_killed_replicas_requests_are_answered_by_another(make_fleet) -> None:
     with make_fleet() as fleet:
         reports = fleet.start()
@@ -74,24 +114,55 @@ def test_a_killed_replicas_requests_are_answered_by_another(make_fleet) -> None:
         again = fleet.restart("replica-0")
         assert again.receipt.outcome is Outcome.hit
         assert fleet.ask_one("replica-0", ["x"], Sampling(max_tokens=1))
+        answers = fleet.ask(["a", "b"], Sampling(max_tokens=1))
+        assert {a.replica for a in answers} == {"replica-0", "replica-1"}
+
+
+def test_a_request_passes_two_dead_replicas_in_a_row(make_fleet) -> None:
+    with make_fleet(replicas=3) as fleet:
+        reports = [fleet.start_one(replica.name) for replica in fleet.plan.replicas]
+        os.kill(reports[0].pid, signal.SIGKILL)
+        end_engine(fleet, "replica-1")
+        (answer,) = fleet.ask(["x"], Sampling(max_tokens=4))
+        assert answer.replica == "replica-2"
+
+
+def end_engine(fleet, name: str) -> None:
+    """The engine dies; its actor lives on."""
+    ray.get(fleet._actors[name].__ray_call__.remote(lambda replica: setattr(replica._engine, "_running", False)))
 
 
 def test_requests_fail_plainly_when_nobody_is_left(make_fleet) -> None:
-    with make_fleet(replicas=1) as fleet:
-        (report,) = fleet.start()
-        os.kill(report.pid, signal.SIGKILL)
-        (answer,) = fleet.ask(["x"], Sampling(max_tokens=4))
-        assert isinstance(answer, OrchestratorError)
-        assert answer.replica == "replica-0"
+    with make_fleet(replicas=3) as fleet:
+        reports = fleet.start()
+        os.kill(reports[0].pid, signal.SIGKILL)
+        os.kill(reports[2].pid, signal.SIGKILL)
+        end_engine(fleet, "replica-1")
+        errors = fleet.ask([f"prompt {i}" for i in range(5)], Sampling(max_tokens=4))
+        assert {type(error) for error in errors} <= {ReplicaError, EngineDeadError}
+        assert {error.replica for error in errors} <= {"replica-0", "replica-1", "replica-2"}
+        (error,) = fleet.ask(["again"], Sampling(max_tokens=4))
+        assert (type(error), error.message) == (ReplicaError, "No replica is up.")
+        with pytest.raises(ReplicaError, match="it is not up"):
+            fleet.ask_one("replica-1", ["again"], Sampling(max_tokens=4))
+        fleet.restart("replica-1")
+        (answer,) = fleet.ask(["again"], Sampling(max_tokens=4))
+        assert answer.replica == "replica-1"
 
 
-def test_no_room_says_which_bundle(make_fleet) -> None:
-    with make_fleet(replicas=1, place=1.0) as fleet:
-        bundles = ({"CPU": 64.0},)
-        fleet.plan = replace(fleet.plan, replicas=(replace(fleet.plan.replicas[0], bundles=bundles),))
+def test_no_room_says_which_bundles_and_all_room_is_given_back(make_fleet) -> None:
+    before = set(placement_group_table())
+    with make_fleet(replicas=3, place=1.0) as fleet:
+        first, second, third = fleet.plan.replicas
+        first, third = replace(first, bundles=({"CPU": 64.0},)), replace(third, bundles=({"CPU": 32.0},))
+        fleet.plan = replace(fleet.plan, replicas=(first, second, third))
         with pytest.raises(PlacementError) as caught:
             fleet.start()
-        assert caught.value.bundles == [{"CPU": 64.0}]
+    assert (caught.value.replica, caught.value.bundles) == ("replica-0", [{"CPU": 64.0}])
+    assert "replica-2" in caught.value.message
+    groups = {key: group for key, group in placement_group_table().items() if key not in before}
+    assert len(groups) == 3
+    wait_for(lambda: {placement_group_table()[key]["state"] for key in groups} == {"REMOVED"})
 
 
 def test_what_was_restored_but_compiled_again_is_unused_and_replaced(make_fleet, cache) -> None:
