@@ -118,7 +118,9 @@ class Replica:
         except (OrchestratorError, RayError) as error:  # serves all the same
             self._cache.give_up(receipt)
             receipt = replace(receipt, reason=f"not published: {error}")
-        phases = timeline.phases(self._events.read(), self._requested_at)
+        events = self._events.read()
+        receipt = replace(receipt, notes=timeline.notes(events))
+        phases = timeline.phases(events, self._requested_at)
         whole = phases[-1].start + phases[-1].seconds
         return StartReport(self.plan.name, whole, receipt, facts, tuple(phases), os.getpid())
 

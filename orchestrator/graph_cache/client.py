@@ -60,6 +60,8 @@ class GraphCacheClient:
         receipt = Receipt(Outcome.compiled, key=key.digest(factors))
         if self.registry is None:
             return replace(receipt, outcome=Outcome.stock, key="")
+        if not factors:
+            return replace(receipt, outcome=Outcome.failed, key="", reason="the engine has no compile key")
         started = time.monotonic()
         try:
             return self._restore(receipt, cache_root, started)

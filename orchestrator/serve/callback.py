@@ -8,14 +8,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from ray import serve
-from ray.llm._internal.common.callbacks.base import CallbackBase
 
-from orchestrator import config, timeline
+from orchestrator import compat, config, timeline
+from orchestrator.compat import table
 from orchestrator.engine import EngineSpec
 from orchestrator.engine.vllm import fork_context, serve_hook
 from orchestrator.engine.vllm.supervisor import Surroundings
@@ -26,6 +27,7 @@ from orchestrator.graph_cache.restore_result import Outcome, Receipt
 from orchestrator.graph_cache.settings import cache_settings
 
 logger = logging.getLogger("ray.serve")
+CallbackBase: Any = compat.get(table.CALLBACK)
 SECTIONS = ("graph_cache", "cold_start", "engine", "cluster", "serve", "state_dir")
 
 
@@ -134,7 +136,8 @@ class ReplicaStart:
     def settle(self, facts: timeline.EngineFacts) -> None:
         """See shared_llm.GraphCache. Reports how the start went, up to here."""
         self._facts = facts
-        self._receipt = self._cache.settle(self._receipt, facts, Path(self._around.spec.cache_root))
+        receipt = self._cache.settle(self._receipt, facts, Path(self._around.spec.cache_root))
+        self._receipt = replace(receipt, notes=timeline.notes(self._around.events.read()))
         logger.info(
             "%s: graph cache %s%s", self.name, self._receipt.outcome.value,
             f" ({self._receipt.reason})" if self._receipt.reason else "",

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from orchestrator import timeline
+from orchestrator import compat, timeline
+from orchestrator.compat import features, table
 from orchestrator.engine.vllm.engine import compile_factors
 from orchestrator.engine.vllm.supervisor import Surroundings
 from orchestrator.errors import EngineStartError
@@ -35,10 +36,11 @@ def install(around: Surroundings, cache: GraphCache) -> None:
         around: the engine's; entered, and vLLM imported.
         cache: its graph cache.
     """
-    from vllm.v1.engine import async_llm
+    if compat.on(features.SERVE_HOOK):
+        compat.patch(table.ASYNC_LLM, lambda plain: _sharing(plain, around, cache))
 
-    plain: Any = async_llm.AsyncLLM
 
+def _sharing(plain: Any, around: Surroundings, cache: GraphCache) -> Any:
     class SharedGraphLLM(plain):  # type: ignore[misc]
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
             around.events.mark("plan")
@@ -60,7 +62,7 @@ def install(around: Surroundings, cache: GraphCache) -> None:
             super().shutdown(timeout)
             around.end(segments)
 
-    async_llm.AsyncLLM = SharedGraphLLM
+    return SharedGraphLLM
 
 
 def import_api() -> None:
