@@ -136,8 +136,7 @@ class ReplicaStart:
     def settle(self, facts: timeline.EngineFacts) -> None:
         """See shared_llm.GraphCache. Reports how the start went, up to here."""
         self._facts = facts
-        receipt = self._cache.settle(self._receipt, facts, Path(self._around.spec.cache_root))
-        self._receipt = replace(receipt, notes=timeline.notes(self._around.events.read()))
+        self._receipt = self._cache.settle(self._receipt, facts, Path(self._around.spec.cache_root))
         logger.info(
             "%s: graph cache %s%s", self.name, self._receipt.outcome.value,
             f" ({self._receipt.reason})" if self._receipt.reason else "",
@@ -150,9 +149,11 @@ class ReplicaStart:
     def ready(self) -> StartReport:
         """The first token is there: the whole story."""
         self._around.events.mark("first token")
-        phases = timeline.phases(self._around.events.read(), _launched())
+        events = self._around.events.read()
+        phases = timeline.phases(events, _launched())
         whole = phases[-1].start + phases[-1].seconds
-        return StartReport(self.name, whole, self._receipt, self._facts, tuple(phases), os.getpid())
+        receipt = replace(self._receipt, notes=timeline.notes(events))
+        return StartReport(self.name, whole, receipt, self._facts, tuple(phases), os.getpid())
 
 
 def _configuration(settings: Mapping[str, Any], model_id: str) -> config.AppConfig:

@@ -7,8 +7,8 @@ from orchestrator.compat import table
 from orchestrator.engine.vllm import serve_hook
 from orchestrator.engine.vllm.zygote_imports import at_birth
 
-for _module in (table.LLM_ENGINE_MODULE, table.REPLICA_MODULE):
-    compat.load(_module)
+for module in (table.LLM_ENGINE_MODULE, table.REPLICA_MODULE):
+    compat.load(module)
 serve_hook.import_api()
 compat.check()
 

@@ -219,7 +219,34 @@ def test_an_engine_that_did_not_ask_gets_vllms_own(with_vllm) -> None:
         assert found["asked pass"] == "did nothing" != found["stock pass"]
 
 
-# What only compat may do. Followed are names bound by imports of these libraries, and what is assigned from them.
+def test_every_hook_of_the_compiler_does_what_vllm_does_unless_asked() -> None:
+    pytest.importorskip("torch")
+    from orchestrator.vllm_plugin import compiler_hooks, trace_once
+
+    calls: list[tuple] = []
+
+    def original(*words: object, **named: object) -> object:
+        calls.append((words, named))
+        return calls
+
+    config = types.SimpleNamespace(additional_config={})
+    model = types.SimpleNamespace(vllm_config=config)
+    compiled = types.SimpleNamespace(vllm_backend=model, execution_code="code")
+    assert compiler_hooks._known(original)(model, "graph", "inputs", more=1) is calls
+    assert compiler_hooks._split(original)("graph", ["op"]) is calls
+    assert compiler_hooks._announced(original)("split") is calls
+    assert trace_once._once(original)(model, 1, more=2) is calls
+    assert compiler_hooks._without_graph(compiled) is compiled
+    assert calls == [
+        ((model, "graph", "inputs"), {"more": 1}),
+        (("graph", ["op"]), {}),
+        (("split",), {}),
+        ((model, 1), {"more": 2}),
+    ]
+
+
+# What only compat may do. What an object of theirs holds is read where it is used, and has to be in the table.
+# Followed are names bound by imports of these libraries, and what is assigned from them.
 
 
 def breaches(source: str) -> list[str]:

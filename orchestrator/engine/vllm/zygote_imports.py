@@ -27,14 +27,15 @@ if current_platform.is_cpu():
 else:
     import vllm.v1.worker.gpu_worker  # noqa: F401
 
-for _module in (table.DEFAULT_WORKER, table.AOT_MODULE, table.COMPILE_MODULE, table.STANDALONE_MODULE):
-    compat.load(_module)
+for module in (table.DEFAULT_WORKER, table.AOT_MODULE, table.COMPILE_MODULE, table.STANDALONE_MODULE):
+    compat.load(module)
 load_general_plugins()
 # Each of these takes half a second, once; what they return is remembered, here and in every fork.
-for _remembered in (table.TORCH_KEY, table.SYSTEM):
-    with suppress(compat.Gone):
-        if _remembered is not table.SYSTEM or current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
-            compat.get(_remembered)()
+with suppress(compat.Gone):
+    compat.get(table.TORCH_KEY)()
+with suppress(compat.Gone):
+    if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
+        compat.get(table.SYSTEM)()
 if torch.cuda.is_initialized():  # a fork of an initialised CUDA is broken: better no zygote than a broken engine
     raise SystemExit("importing vLLM initialised CUDA; set cold_start.preload=false")
 compat.check()  # forks know the result
