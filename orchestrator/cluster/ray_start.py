@@ -6,7 +6,6 @@ machine the agents' imports alone take longer. Nobody waits for ports that are g
 
 from __future__ import annotations
 
-import inspect
 import os
 import random
 import re
@@ -20,15 +19,12 @@ from typing import Any
 import psutil
 import ray
 
+from orchestrator import compat
+from orchestrator.compat import features, table
 from orchestrator.errors import ClusterError
 from orchestrator.progress import Say
 
-AGENT_PORTS = (
-    "metrics_agent_port",
-    "metrics_export_port",
-    "dashboard_agent_listen_port",
-    "runtime_env_agent_port",
-)
+AGENT_PORTS = table.PORTS
 _FLAG = "--dashboard_agent_listen_port"  # raylet's
 _RANGE = range(20_000, 32_000)  # below the ports that Linux gives to outgoing connections, and above Ray's workers'
 # Ray's own limits on a slow start, in its own units; what the user has set stands.
@@ -112,21 +108,19 @@ def log_says(began: float) -> str:
 @contextmanager
 def _given(ports: list[int]) -> Iterator[None]:
     """Ports for the agents of the Ray that starts meanwhile; `ray.init` has no arguments for them."""
-    parameter = ray._private.parameter
-    if not set(AGENT_PORTS) <= set(inspect.signature(parameter.RayParams).parameters):
+    if not compat.on(features.RAY_PORTS):
         yield  # another Ray: as it does by itself
         return
 
-    class WithPorts(parameter.RayParams):  # type: ignore[misc,name-defined]
-        def __init__(self, *words: Any, **named: Any) -> None:
-            super().__init__(*words, **{**named, **dict(zip(AGENT_PORTS, ports, strict=True))})
+    def with_ports(plain: Any) -> Any:
+        class WithPorts(plain):  # type: ignore[misc]
+            def __init__(self, *words: Any, **named: Any) -> None:
+                super().__init__(*words, **{**named, **dict(zip(AGENT_PORTS, ports, strict=True))})
 
-    plain, parameter.RayParams = parameter.RayParams, WithPorts
-    try:
-        with told_raylets():
-            yield
-    finally:
-        parameter.RayParams = plain
+        return WithPorts
+
+    with compat.replaced(table.RAY_PARAMS, with_ports), told_raylets():
+        yield
 
 
 @contextmanager
@@ -135,19 +129,22 @@ def told_raylets() -> Iterator[None]:
 
     Ray tells them the agents' other ports, and keeps this one from them: they would wait for it all the same.
     """
-    plain = ray._private.services.start_ray_process
-
-    def start_process(command: list[str], kind: str, *words: Any, **named: Any) -> Any:
-        if kind == ray._private.ray_constants.PROCESS_TYPE_RAYLET and not any(_FLAG in word for word in command):
-            port = re.search(r"--listen-port=(\d+)", " ".join(command))
-            command = [*command, f"{_FLAG}={port[1]}"] if port else command
-        return plain(command, kind, *words, **named)
-
-    ray._private.services.start_ray_process = start_process
-    try:
+    if not compat.on(features.RAY_PORTS):
         yield
-    finally:
-        ray._private.services.start_ray_process = plain
+        return
+    raylet = compat.get(table.RAYLET)
+
+    def telling(plain: Any) -> Any:
+        def start_process(command: list[str], kind: str, *words: Any, **named: Any) -> Any:
+            if kind == raylet and not any(_FLAG in word for word in command):
+                port = re.search(r"--listen-port=(\d+)", " ".join(command))
+                command = [*command, f"{_FLAG}={port[1]}"] if port else command
+            return plain(command, kind, *words, **named)
+
+        return start_process
+
+    with compat.replaced(table.RAY_PROCESS, telling):
+        yield
 
 
 def end_children(before: set[int], patience_s: float) -> None:

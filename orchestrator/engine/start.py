@@ -151,10 +151,11 @@ class Start:
         """How it went."""
         now = time.monotonic()
         until = self._first_token_at or now
-        phases = tuple(timeline.phases(self._events.read(), self._began))
-        return StartReport(
-            self.replica, until - self._began, self.receipt, self._facts(), phases, os.getpid(), now - until
-        )
+        events = self._events.read()
+        receipt = replace(self.receipt, notes=timeline.notes(events))
+        phases = tuple(timeline.phases(events, self._began))
+        facts = timeline.facts(events)
+        return StartReport(self.replica, until - self._began, receipt, facts, phases, os.getpid(), now - until)
 
     def _publish(self) -> None:
         facts = self._facts()

@@ -65,6 +65,8 @@ class GraphCacheClient:
         receipt = Receipt(Outcome.compiled, key=key.digest(factors))
         if self.registry is None or unshared:
             return replace(receipt, outcome=Outcome.stock, key="", reason=unshared)
+        if not factors:
+            return replace(receipt, outcome=Outcome.failed, key="", reason="the engine has no compile key")
         started = time.monotonic()
         try:
             return self._restore(receipt, cache_root, started)

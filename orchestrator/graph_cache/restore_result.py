@@ -33,6 +33,7 @@ class Receipt:
     published: bool = False
     source: str = ""  # of a hit: "node" (installed there already), "memory" (the object store), "store" (durable)
     nearest: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what of ours was off in this start, and why; see compat
 
     @property
     def restored(self) -> bool:
@@ -41,4 +42,4 @@ class Receipt:
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""
-        return {**asdict(self), "outcome": self.outcome.value, "nearest": list(self.nearest)}
+        return {**asdict(self), "outcome": self.outcome.value, "nearest": list(self.nearest), "notes": list(self.notes)}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.timeline import COMPILE_PHASES
@@ -62,7 +63,11 @@ def timeline_table(data: dict[str, Any]) -> Table:
         table.add_row(name, *cells, f"[dim]{bars.splitlines()[0] if bars else ''}[/]")
     if len(replicas) > 1:
         ratio = replicas[0]["first_token_s"] / replicas[1]["first_token_s"]
-        table.caption = f"{replicas[1]['replica']} answered {ratio:.1f} times sooner than {replicas[0]['replica']}."
+        lines = [f"{replicas[1]['replica']} answered {ratio:.1f} times sooner than {replicas[0]['replica']}."]
+    else:
+        lines = []
+    lines += [escape(f"{r['replica']}: {note}") for r in replicas for note in r["receipt"].get("notes", ())]
+    table.caption = "\n".join(lines) or None
     return table
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from ray import serve
-from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
-from orchestrator import config, models, zygote
+from orchestrator import compat, config, models, zygote
+from orchestrator.compat import table
 from orchestrator.config import CONF, AppConfig, Device
 from orchestrator.errors import ConfigError
 from orchestrator.fleet import plan
@@ -80,7 +80,7 @@ def build(app: AppConfig, folders: dict[str, str]) -> Any:
         graceful_shutdown_timeout_s=app.serve.drain_s + FRONT_S,
     ).bind(
         {llm.model_id: build_llm_deployment(llm, name_prefix="model:") for llm in llms},
-        {llm.model_id: to_model_metadata(llm.model_id, llm) for llm in llms},
+        {llm.model_id: compat.get(table.METADATA)(llm.model_id, llm) for llm in llms},
         app=app,
         ahead=_ahead(app),
     )  # fmt: skip

@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from ray import serve
-from ray.llm._internal.common.callbacks.base import CallbackBase
 
-from orchestrator import config
+from orchestrator import compat, config
+from orchestrator.compat import table
 from orchestrator.engine.start import Start
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context, serve_hook
@@ -23,6 +23,7 @@ from orchestrator.fleet.plan import engine_spec
 from orchestrator.graph_cache.client import GraphCacheClient
 from orchestrator.graph_cache.settings import cache_settings
 
+CallbackBase: Any = compat.get(table.CALLBACK)
 SECTIONS = ("graph_cache", "cold_start", "engine", "cluster", "serve", "state_dir")
 
 

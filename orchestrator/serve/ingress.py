@@ -12,17 +12,18 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from ray.exceptions import RayActorError, RayTaskError
-from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
-from ray.llm._internal.serve.core.ingress.ingress import DEFAULT_ENDPOINTS, init
 from ray.serve.exceptions import BackPressureError
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.exceptions import HTTPException
 
+from orchestrator import compat
+from orchestrator.compat import table
 from orchestrator.config import AppConfig
 from orchestrator.serve import status
 from orchestrator.serve.auth import Gate, error
 from orchestrator.serve.warm_ahead import Ahead
 
+OpenAIHTTPException: Any = compat.get(table.HTTP_ERROR)
 _TRIES = 2  # a request whose replica died before it answered is asked once more
 
 
@@ -77,7 +78,7 @@ class Ingress(OpenAiIngress):
 
 def build(keys: Sequence[str], max_body: int) -> Any:
     """The ingress as a class for `serve.deployment`."""
-    app = init()
+    app = compat.get(table.INGRESS_INIT)()
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(OpenAIHTTPException, _openai_error)
@@ -87,7 +88,7 @@ def build(keys: Sequence[str], max_body: int) -> Any:
         "status_json": lambda app: app.get("/status.json"),
         "health": lambda app: app.get("/health"),
     }
-    return make_fastapi_ingress(Ingress, endpoint_map={**DEFAULT_ENDPOINTS, **ours}, app=app)
+    return make_fastapi_ingress(Ingress, endpoint_map={**compat.get(table.ENDPOINTS), **ours}, app=app)
 
 
 def _check(body: Any, max_n: int) -> None:

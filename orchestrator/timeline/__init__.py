@@ -1,7 +1,7 @@
 """A start's timeline: events of several processes, cut into phases, and what vLLM said about its graphs."""
 
 from orchestrator.timeline.events import Event, EventLog
-from orchestrator.timeline.facts import EngineFacts, facts, root_cause
+from orchestrator.timeline.facts import EngineFacts, facts, notes, root_cause
 from orchestrator.timeline.phases import COMPILE_PHASES, Phase, phases
 from orchestrator.timeline.vllm_log import vllm_logging_config
 
@@ -12,6 +12,7 @@ __all__ = [
     "EventLog",
     "Phase",
     "facts",
+    "notes",
     "phases",
     "root_cause",
     "vllm_logging_config",

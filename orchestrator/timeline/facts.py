@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from orchestrator.compat import PREFIX
 from orchestrator.timeline.events import Event
 
 _WEIGHTS = re.compile(r"Model loading took|Loading weights took")
@@ -62,6 +63,12 @@ def facts(events: Iterable[Event]) -> EngineFacts:
         if event.text.startswith("kv_update="):
             found.notes.append(event.text)
     return found
+
+
+def notes(events: Iterable[Event]) -> tuple[str, ...]:
+    """What is off, or passed by, in the engine's processes, as `compat` says it; each once."""
+    found = [e.text.removeprefix(PREFIX) for e in events if e.kind == "log" and e.text.startswith(PREFIX)]
+    return tuple(dict.fromkeys(found))
 
 
 def _compile_cpu(events: Iterable[Event], pid: int) -> float:

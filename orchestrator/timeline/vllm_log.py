@@ -1,7 +1,7 @@
 """vLLM's own log records become events, in every process that vLLM starts.
 
 `VLLM_LOGGING_CONFIG_PATH` is vLLM's documented hook. The handler only reads, so it serves stock vLLM and ours alike.
-This package imports nothing but the standard library: vLLM loads it first thing in each of its processes.
+vLLM loads this first thing in each of its processes: it imports the standard library, and what needs no more.
 """
 
 from __future__ import annotations

@@ -33,18 +33,19 @@ def _refuse_when_asked(version: str) -> None:
     """Leave this vLLM alone, and say so to an engine that asks for the plugin."""
     from typing import Any
 
-    from vllm.engine.arg_utils import EngineArgs
-
+    from orchestrator import compat
+    from orchestrator.compat import table
     from orchestrator.vllm_plugin.settings import NAME, kv_update_mode
 
-    create = EngineArgs.create_engine_config
+    def refusing(create: Any) -> Any:
+        def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if kv_update_mode(self) is not None:
+                raise ValueError(
+                    f"orchestrator's kv_update is tested with vLLM {TESTED}, and this is {version}: "
+                    f'install vllm=={TESTED}.0, or remove additional_config["{NAME}"].'
+                )
+            return create(self, *args, **kwargs)
 
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kv_update_mode(self) is not None:
-            raise ValueError(
-                f"orchestrator's kv_update is tested with vLLM {TESTED}, and this is {version}: "
-                f'install vllm=={TESTED}.0, or remove additional_config["{NAME}"].'
-            )
-        return create(self, *args, **kwargs)
+        return create_engine_config
 
-    EngineArgs.create_engine_config = create_engine_config
+    compat.patch(table.ENGINE_CONFIG, refusing)

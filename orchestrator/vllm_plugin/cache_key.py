@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator import compat
+from orchestrator.compat import table
 from orchestrator.vllm_plugin.settings import kv_update_mode
 
 # Where a process runs, whom it talks to and where it writes; none of it reaches compiled code.
@@ -28,17 +30,17 @@ PLACEMENT_ONLY = frozenset(
 
 def install() -> None:
     """Wrap `aot_compile_hash_factors`, which names an artifact's folder."""
-    from vllm.compilation import caching
+    compat.patch(table.AOT_FACTORS, _placeless)
 
-    original: Callable[[Any], list[str]] = caching.aot_compile_hash_factors
 
+def _placeless(original: Callable[[Any], list[str]]) -> Callable[[Any], list[str]]:
     def aot_compile_hash_factors(vllm_config: Any) -> list[str]:
         if kv_update_mode(vllm_config) is None:
             return original(vllm_config)
-        with _placement_left_out(), _folder_left_out(vllm_config.model_config):
+        with compat.replaced(table.ENV_FACTORS, _without_placement), _folder_left_out(vllm_config.model_config):
             return [*original(vllm_config), *_device(vllm_config)]
 
-    caching.aot_compile_hash_factors = aot_compile_hash_factors
+    return aot_compile_hash_factors
 
 
 def _device(vllm_config: Any) -> list[str]:
@@ -55,20 +57,8 @@ def _device(vllm_config: Any) -> list[str]:
     return [] if device == vllm_config.parallel_config.rank else [f"device {device}"]
 
 
-@contextmanager
-def _placement_left_out() -> Iterator[None]:
-    from vllm import envs
-
-    factors = envs.compile_factors
-
-    def compile_factors() -> dict[str, object]:
-        return {name: value for name, value in factors().items() if name not in PLACEMENT_ONLY}
-
-    envs.compile_factors = compile_factors
-    try:
-        yield
-    finally:
-        envs.compile_factors = factors
+def _without_placement(factors: Callable[[], dict[str, object]]) -> Callable[[], dict[str, object]]:
+    return lambda: {name: value for name, value in factors().items() if name not in PLACEMENT_ONLY}
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from orchestrator import compat
+from orchestrator.compat import features, table
 from orchestrator.vllm_plugin import trace_once
 from orchestrator.vllm_plugin.settings import kv_update_mode, logger
 
@@ -21,16 +23,14 @@ _KV_FUSIONS = ("fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache", "fuse_rope_kvca
 
 
 def install() -> None:
-    """Wrap `VllmBackend.__call__`, `split_graph` and `generate_execution_code`."""
-    from vllm.compilation import backends
-    from vllm.compilation.caching import VllmSerializableFunction
+    """Wrap the compiler's call, its split, its stitching code and its artifact; each asks what the engine wants."""
+    compat.patch(table.BACKEND_CALL, _known)
+    compat.patch(table.SPLIT_GRAPH, _split)
+    compat.patch(table.STITCHING, _announced)
+    compat.patch(table.SERIALIZE, lambda serialize: lambda cls, compiled: serialize(cls, _without_graph(compiled)))
 
-    call, split_graph, generate = (
-        backends.VllmBackend.__call__,
-        backends.split_graph,
-        backends.generate_execution_code,
-    )
 
+def _known(call: Any) -> Any:
     def compile_graph(self: Any, graph: Any, *args: Any, **kwargs: Any) -> Any:
         trace_once.inline_regions(graph)
         token = _compiling.set(self.vllm_config)
@@ -39,12 +39,20 @@ def install() -> None:
         finally:
             _compiling.reset(token)
 
+    return compile_graph
+
+
+def _split(split_graph: Any) -> Any:
     def split(graph: Any, splitting_ops: list[str]) -> Any:
         mode = kv_update_mode(_compiling.get())
         if mode in (None, "split"):
             return split_graph(graph, splitting_ops)
         return _split_in_mode(str(mode), graph, splitting_ops, split_graph)
 
+    return split
+
+
+def _announced(generate: Any) -> Any:
     def generate_execution_code(split_gm: Any) -> Any:
         mode = kv_update_mode(_compiling.get())
         if mode not in ("layer_index", "inline"):
@@ -58,15 +66,7 @@ def install() -> None:
         module = kv_runtime.__name__
         return f"import {module}\n{module}.check_abi({kv_runtime.ABI})\n{code}", names, consts
 
-    serialize = VllmSerializableFunction.serialize_compile_artifacts.__func__
-
-    def serialize_compile_artifacts(cls: Any, compiled: Any) -> Any:
-        return serialize(cls, _without_graph(compiled))
-
-    VllmSerializableFunction.serialize_compile_artifacts = classmethod(serialize_compile_artifacts)
-    backends.VllmBackend.__call__ = compile_graph
-    backends.split_graph = split
-    backends.generate_execution_code = generate_execution_code
+    return generate_execution_code
 
 
 def _without_graph(compiled: Any) -> Any:
@@ -74,11 +74,10 @@ def _without_graph(compiled: Any) -> Any:
 
     A self-contained artifact is loaded from its compiled pieces and its stitching code alone.
     """
-    from vllm import envs
-
     backend = compiled.vllm_backend
-    self_contained = envs.VLLM_USE_MEGA_AOT_ARTIFACT and compiled.execution_code is not None
-    if backend is None or not self_contained or kv_update_mode(backend.vllm_config) is None:
+    if backend is None or kv_update_mode(backend.vllm_config) is None or not compat.on(features.SMALL_ARTIFACTS):
+        return compiled
+    if not compat.get(table.MEGA_ARTIFACT) or compiled.execution_code is None:
         return compiled
     lean = object.__new__(type(compiled))
     lean.__dict__.update(compiled.__dict__, graph_module=fx.GraphModule(nn.Module(), fx.Graph()))
@@ -107,10 +106,10 @@ def _split_in_mode(mode: str, graph: Any, splitting_ops: list[str], split_graph:
 
 
 def _require_supported(mode: str) -> None:
-    from vllm.utils import torch_utils
-
     from orchestrator.vllm_plugin.kv_pass import CannotRewrite
 
+    if not compat.on(features.LAYER_INDEX):
+        raise CannotRewrite("; ".join(line for line in compat.notes() if line.startswith(features.LAYER_INDEX.name)))
     config = _compiling.get()
     compilation = config.compilation_config
     if config.parallel_config.prefill_context_parallel_size > 1:
@@ -122,5 +121,5 @@ def _require_supported(mode: str) -> None:
     for fusion in _KV_FUSIONS:
         if getattr(compilation.pass_config, fusion, False):
             raise CannotRewrite(f"{fusion} resolves layer names on its own")
-    if mode == "layer_name" and not torch_utils._USE_LAYERNAME:
+    if mode == "layer_name" and not compat.get(table.USE_LAYERNAME):
         raise CannotRewrite("LayerName needs torch 2.11 or newer and VLLM_USE_LAYERNAME=1")

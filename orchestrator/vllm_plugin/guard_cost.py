@@ -14,14 +14,11 @@ def microseconds() -> float:
 
     from orchestrator.vllm_plugin import kv_runtime
 
-    names, before = ("model.layers.0.self_attn.attn",), forward_context._forward_context
-    forward_context._forward_context = SimpleNamespace()
-    try:
+    names = ("model.layers.0.self_attn.attn",)
+    with forward_context.override_forward_context(SimpleNamespace()):
         began = time.perf_counter()
         for _ in range(_CALLS):
             kv_runtime.enter_piece(names)
             kv_runtime.next_layer()
             kv_runtime.check_layer(0, names[0])
         return (time.perf_counter() - began) / _CALLS * 1e6
-    finally:
-        forward_context._forward_context = before

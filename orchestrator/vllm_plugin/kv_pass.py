@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from orchestrator import compat
+from orchestrator.compat import table
+
 UPDATE_OPS = ("vllm::unified_kv_cache_update", "vllm::unified_mla_kv_cache_update")
 OURS = "orchestrator"  # the namespace of the ops without a name
 _NAME_ARG = 2  # of both ops
@@ -35,10 +38,10 @@ class Update:
 
 def op_name(node: fx.Node) -> str:
     """`namespace::name` of a call_function node's custom op, or ""."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
+    target: Any = node.target
+    if isinstance(target, compat.get(table.OP_OVERLOAD)):
         return str(target.name()).partition(".")[0]
-    return str(target._qualified_op_name) if isinstance(target, torch._ops.OpOverloadPacket) else ""
+    return str(target._qualified_op_name) if isinstance(target, compat.get(table.OP_PACKET)) else ""
 
 
 def find_updates(graph: fx.Graph, splitting_ops: list[str]) -> list[Update]:
@@ -150,8 +153,8 @@ def _origin(source: Any) -> tuple[Any, int]:
 
 
 def _schema_names(node: fx.Node) -> list[str]:
-    target = node.target
-    overload = target.default if isinstance(target, torch._ops.OpOverloadPacket) else target
+    target: Any = node.target
+    overload = target.default if isinstance(target, compat.get(table.OP_PACKET)) else target
     schema = getattr(overload, "_schema", None)
     return [argument.name for argument in schema.arguments] if schema else []
 

@@ -50,9 +50,8 @@ def check_abi(abi: int) -> None:
 
 def enter_piece(names: tuple[str, ...]) -> None:
     """Announce the layers whose KV cache the next compiled piece updates, in call order."""
-    context = forward_context._forward_context
-    if context is not None:
-        setattr(context, _STATE, _Piece(names))
+    if forward_context.is_forward_context_available():
+        setattr(forward_context.get_forward_context(), _STATE, _Piece(names))
 
 
 def next_layer() -> str:
@@ -82,8 +81,8 @@ def check_layer(position: int, layer_name: Any) -> None:
     Raises:
         LayerNameMismatch: it was for another layer, or the piece stopped half way.
     """
-    context = forward_context._forward_context
-    piece = getattr(context, _STATE, None)
+    known = forward_context.is_forward_context_available()
+    piece = getattr(forward_context.get_forward_context(), _STATE, None) if known else None
     if piece is None or piece.index == 0:
         return
     attended = getattr(layer_name, "value", layer_name)

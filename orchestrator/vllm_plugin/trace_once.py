@@ -21,6 +21,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from orchestrator import compat
+from orchestrator.compat import features, table
 from orchestrator.vllm_plugin.layer_equivalence import alike
 from orchestrator.vllm_plugin.settings import logger, trace_once
 
@@ -36,18 +38,18 @@ class CannotInline(Exception):
 
 def install() -> None:
     """Wrap `aot_compile` of vLLM's compiled models; needs torch's inlining pass."""
-    from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper as Wrapper
+    compat.patch(table.AOT_COMPILE, _once)
 
-    original = Wrapper.aot_compile
 
+def _once(original: Any) -> Any:
     def aot_compile(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _traced(self, lambda: original(self, *args, **kwargs))
 
-    Wrapper.aot_compile = aot_compile
+    return aot_compile
 
 
 def _traced(model: Any, compile_model: Callable[[], Any]) -> Any:
-    kinds = alike_layers(model) if trace_once(model.vllm_config) else []
+    kinds = alike_layers(model) if trace_once(model.vllm_config) and compat.on(features.TRACE_ONCE) else []
     if not kinds:
         return compile_model()
     token = _tracing.set((model, kinds))
@@ -117,14 +119,13 @@ def inline_regions(graph: fx.GraphModule) -> None:
     tracing = _tracing.get()
     if tracing is None:
         return
-    from torch._higher_order_ops.passes import inline_invoke_subgraph as inliner
-
+    inline: Any = compat.get(table.INLINE)
     regions = [module for module in graph.modules() if isinstance(module, fx.GraphModule) and module is not graph]
     for region in regions:
         if any(node.meta.get("unbacked_bindings") for node in region.graph.nodes):
             raise CannotInline("a layer has a size that depends on its data")
     before = len(graph.graph.nodes)
-    inliner.inline_invoke_subgraph(graph)
+    inline(graph)
     if len(graph.graph.nodes) != before:
         check_tensors(graph, *tracing)
         graph.graph.lint()

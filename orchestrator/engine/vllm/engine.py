@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator import timeline
+from orchestrator import compat, timeline
+from orchestrator.compat import features, table
 from orchestrator.engine.contract import Chunk, CompileKey, EngineSpec, Sampling
 from orchestrator.engine.start import failure, launch
 from orchestrator.engine.vllm.supervisor import Supervisor
@@ -47,7 +48,10 @@ class VllmEngine:
                 phase="plan",
                 cause=_one_line(error),
             ) from error
-        found = CompileKey() if self.spec.stock else compile_key(self._config)
+        found = CompileKey()
+        if not self.spec.stock:
+            with suppress(compat.Gone):
+                found = compile_key(self._config)
         self.events.mark("plan")
         return found
 
@@ -156,17 +160,19 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
 
     Left out by vLLM and added here: the model class, this plugin's code, Python, the CPU's instruction set or the GPU,
     and the shape of the parallel group.
+
+    Raises:
+        compat.Gone: vLLM has no such function any more.
     """
     import sys
 
     import torch
     import vllm
-    from vllm.compilation.caching import aot_compile_hash_factors
     from vllm.platforms import current_platform
 
     names = ("vllm env", "vllm config", "inductor")
     with _no_device_asked():
-        own = aot_compile_hash_factors(vllm_config)
+        own = compat.get(table.AOT_FACTORS)(vllm_config)
     factors = dict(zip(names, own, strict=False))
     if len(own) > len(names):
         factors["inductor"] = repr(own[len(names) - 1 :])
@@ -190,18 +196,13 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
 def _no_device_asked() -> Iterator[None]:
     """Inductor's factors hold the GPU's name, and asking for it initialises CUDA here; the key has it from NVML."""
     import torch
-    from torch._inductor import codecache
 
-    own = codecache.CacheBase.__dict__["get_system"]
-    if torch.version.cuda is None:
+    if torch.version.cuda is None or not compat.on(features.NO_DEVICE):
         yield
         return
-    named = {"triton": codecache.triton_key(), "cuda": torch.version.cuda}
-    codecache.CacheBase.get_system = staticmethod(lambda: named)
-    try:
+    named = {"triton": compat.get(table.TRITON_KEY)(), "cuda": torch.version.cuda}
+    with compat.replaced(table.SYSTEM, lambda _: lambda: named):
         yield
-    finally:
-        codecache.CacheBase.get_system = own
 
 
 def _one_line(error: BaseException) -> str:

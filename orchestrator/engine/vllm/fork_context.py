@@ -16,11 +16,14 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from typing import Any
 
+from orchestrator import compat
+from orchestrator.compat import features, table
 from orchestrator.engine.vllm import openmp, short_profile
 from orchestrator.vllm_plugin.settings import logger
 
@@ -99,19 +102,21 @@ def fork_server() -> None:
     server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, alive_w, pid
 
 
+def begin() -> None:
+    """In each fork of the zygote: have what it starts forked too, where Python and vLLM are as we know them."""
+    if compat.on(features.FORKS):
+        use_in_this_process()
+        fork_server()  # after that, so that what it forks uses it too
+
+
 def available() -> bool:
     """Has this process got a forkserver that has imported vLLM?"""
-    return _forkserver()._forkserver_pid is not None
+    return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None) is not None
 
 
 def use_in_this_process() -> None:
     """Make vLLM start its processes from the server; called in the replica, and in every process forked for it."""
-    from vllm.utils import system_utils
-    from vllm.v1.engine import coordinator, utils
-    from vllm.v1.executor import multiproc_executor
-
-    for module in (system_utils, coordinator, utils, multiproc_executor):
-        module.get_mp_context = context
+    compat.patch(table.MP_CONTEXT, lambda _: context)
 
 
 def context() -> BaseContext:
@@ -133,16 +138,13 @@ def inspect_models_here() -> None:
 
     This process computes nothing, and its engine's processes are spawned, or forked from a server that has not looked.
     """
-    from vllm.model_executor.models import registry
-
-    registry._run_in_subprocess = lambda inspect: inspect()
+    compat.patch(table.MODEL_LOOK, lambda _: lambda inspect: inspect())
 
 
 def log_as_told() -> None:
     """vLLM reads VLLM_LOGGING_CONFIG_PATH when it is imported: read it once more."""
-    from vllm import logger
-
-    logger._configure_vllm_root_logger()
+    with suppress(compat.Gone):
+        compat.get(table.CONFIGURE_LOG)()
 
 
 def offline_as_told() -> None:
@@ -171,17 +173,16 @@ def _adopt_environment() -> None:
     it read run what the compiler makes. Restored graphs have answered that, for their key holds the CPU's instruction
     set; otherwise it is enough that the compiler takes the flags, since the first kernel is built with them right away.
     """
-    from torch._inductor import config as inductor
-    from torch._inductor.cpu_vec_isa import VecISA
-
     log_as_told()
     offline_as_told()
-    # vLLM sets these at its import and in its CPU platform; Inductor read them before; the second is in vLLM's key
-    inductor.compile_threads = inductor.decide_compile_threads()
-    inductor.cpp.dynamic_threads = os.environ.get("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "0") == "1"
+    if compat.on(features.THREADS):
+        # vLLM sets these at its import and in its CPU platform; Inductor read them before; the second is in vLLM's key
+        threads, dynamic = compat.get(table.DECIDE_THREADS)(), os.environ.get("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "0")
+        compat.patch(table.COMPILE_THREADS, lambda _: threads)
+        compat.patch(table.DYNAMIC_THREADS, lambda _: dynamic == "1")
     probe = {"known": lambda isa, code: True, "flags": compiler_takes_flags}.get(os.environ.get(CPU_PROBE, ""))
-    if probe is not None:
-        VecISA.check_build = probe  # not the setting vec_isa_ok: that is part of vLLM's key
+    if probe is not None and compat.on(features.CPU_PROBE):
+        compat.patch(table.CHECK_BUILD, lambda _: probe)  # not the setting vec_isa_ok: that is part of vLLM's key
     if os.environ.get(short_profile.VARIABLE):
         short_profile.install()
     openmp.adopt()
@@ -189,10 +190,8 @@ def _adopt_environment() -> None:
 
 def compiler_takes_flags(isa: Any, code: str) -> bool:
     """Stands in for `VecISA.check_build`: a syntax check of nothing, with the instruction set's flags."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     flags = [f"-{flag.lstrip('-')}" for flag in isa.build_arch_flags().split()]
-    command = [get_cpp_compiler(), *flags, "-fsyntax-only", "-x", "c++", "-"]
+    command = [compat.get(table.COMPILER)(), *flags, "-fsyntax-only", "-x", "c++", "-"]
     return (
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60).returncode == 0
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from orchestrator import compat
+from orchestrator.compat import features, table
 from orchestrator.engine.start import Start, launch
 from orchestrator.engine.vllm.engine import compile_key
 from orchestrator.engine.vllm.supervisor import Supervisor
@@ -19,9 +21,8 @@ def install(supervisor: Supervisor, start: Start) -> None:
         supervisor: the engine's; entered, and vLLM imported.
         start: the replica's.
     """
-    from vllm.v1.engine import async_llm
-
-    async_llm.AsyncLLM = hosting(async_llm.AsyncLLM, supervisor, start)
+    if compat.on(features.SERVE_HOOK):
+        compat.patch(table.ASYNC_LLM, lambda plain: hosting(plain, supervisor, start))
 
 
 def hosting(plain: Any, supervisor: Supervisor, start: Start) -> Any:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator import compat
+from orchestrator.compat import features, table
+
 VARIABLE = "ORCHESTRATOR_SHORT_PROFILE"
 _TOKENS = 16
 
 
 def install() -> None:
     """Shorten the run in this process, for engines whose KV-cache size is set."""
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    if compat.on(features.SHORT_PROFILE):
+        compat.patch(table.PROFILE_RUN, _shortened)
 
-    whole = CPUModelRunner.profile_run
 
+def _shortened(whole: Any) -> Any:
     def profile_run(self: Any, *args: Any, **kwargs: Any) -> None:
         if self.cache_config.kv_cache_memory_bytes is None:
             whole(self, *args, **kwargs)
@@ -30,4 +34,4 @@ def install() -> None:
         finally:
             self.max_num_tokens = largest
 
-    CPUModelRunner.profile_run = profile_run
+    return profile_run

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator import timeline
+from orchestrator import compat, timeline
 from orchestrator.engine.contract import EngineSpec
 from orchestrator.engine.vllm import fork_context, reaper, short_profile
 
@@ -66,6 +66,9 @@ class Supervisor:
         fork_context.log_as_told()
         fork_context.offline_as_told()
         self.events.mark("import")
+        if not self.spec.stock:
+            compat.check()
+            compat.tell()
         if self.spec.preload or not (self.spec.cpu or self.spec.stock):
             fork_context.inspect_models_here()
 

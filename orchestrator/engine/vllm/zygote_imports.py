@@ -3,11 +3,9 @@
 Imported for its effect, once, in the zygote; see fork_context.py.
 """
 
-import ray._private.workers.default_worker  # noqa: F401
+from contextlib import suppress
+
 import torch
-import torch._dynamo.aot_compile
-import torch._inductor.compile_fx
-import torch._inductor.standalone_compile
 import vllm.compilation.backends
 import vllm.compilation.caching
 import vllm.compilation.decorators
@@ -16,11 +14,12 @@ import vllm.model_executor.models.llama
 import vllm.v1.engine.async_llm
 import vllm.v1.engine.core
 import vllm.v1.executor.multiproc_executor
-from torch._inductor.codecache import CacheBase, torch_key
 from vllm.platforms import current_platform
 from vllm.plugins import load_general_plugins
 
 import orchestrator.engine.vllm.engine  # noqa: F401
+from orchestrator import compat
+from orchestrator.compat import table
 from orchestrator.engine.vllm import cuda_driver, fork_context
 
 if current_platform.is_cpu():
@@ -28,18 +27,22 @@ if current_platform.is_cpu():
 else:
     import vllm.v1.worker.gpu_worker  # noqa: F401
 
+for module in (table.DEFAULT_WORKER, table.AOT_MODULE, table.COMPILE_MODULE, table.STANDALONE_MODULE):
+    compat.load(module)
 load_general_plugins()
 # Each of these takes half a second, once; what they return is remembered, here and in every fork.
-torch_key()
-if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
-    CacheBase.get_system()
+with suppress(compat.Gone):
+    compat.get(table.TORCH_KEY)()
+with suppress(compat.Gone):
+    if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
+        compat.get(table.SYSTEM)()
 # A fork of an initialised CUDA is broken: better no zygote than a broken engine.
 if touched := "torch has initialised CUDA" if torch.cuda.is_initialized() else cuda_driver.initialised():
     raise SystemExit(f"importing vLLM touched a GPU ({touched}); set cold_start.preload=false")
+compat.check()  # forks know the result
 
 
 def at_birth() -> None:
     """In each fork of the zygote, before anything else runs in it."""
     fork_context.forget_device()
-    fork_context.use_in_this_process()
-    fork_context.fork_server()  # so that what it forks uses it too
+    fork_context.begin()
