@@ -17,6 +17,7 @@ from ray.llm._internal.common.callbacks.base import CallbackBase
 
 from orchestrator import config, timeline
 from orchestrator.engine import EngineSpec
+from orchestrator.engine.arguments import additional_config
 from orchestrator.engine.vllm import fork_context, serve_hook
 from orchestrator.engine.vllm.supervisor import Surroundings
 from orchestrator.errors import ConfigError
@@ -115,10 +116,8 @@ class ReplicaStart:
         self._around.events.mark("process")
         self._around.enter()
         self._around.imported()
-        start = self._app.cold_start
-        given = dict(self._llm_config.engine_kwargs.get("additional_config") or {})
-        ours = {"orchestrator": {"kv_update": start.kv_update.value, "trace_once": start.trace_once}}
-        self._llm_config.update_engine_kwargs(additional_config={**given, **ours})
+        given = self._llm_config.engine_kwargs.get("additional_config")
+        self._llm_config.update_engine_kwargs(additional_config=additional_config(self._app.cold_start, given))
         serve_hook.install(self._around, self)
 
     def restore(self, factors: Callable[[], Mapping[str, str]]) -> bool:
