@@ -10,10 +10,14 @@ from rich.console import Console
 
 
 class Progress:
-    """A live line that says what happens, and a line for each thing that is done."""
+    """A live line that says what happens, and a line for each thing that is done.
+
+    Attributes:
+        console: for what is printed besides.
+    """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = self._console = console
         self._status = console.status("starting")
         self._began = time.monotonic()
         self._last: dict[str, str] = {}
