@@ -86,9 +86,8 @@ class Processes:
     def stop(self) -> None:
         """Interrupt the cells that other threads run, and kill what does not end; no attempt begins after it."""
         self._stopped = True
-        running = list(self._running)
         for signum in (signal.SIGINT, signal.SIGKILL):
-            for process in running:
+            for process in list(self._running):
                 _signal(process, signum)
             deadline = time.monotonic() + _STOP_S
             while self._running and time.monotonic() < deadline:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from orchestrator.errors import ConfigError, OrchestratorError
@@ -129,4 +129,5 @@ def _is_about_configuration(error: BaseException) -> bool:
 
 
 def _tell(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads it; the RESULT line and the exit code say it too
+        print(f"error: {line}", file=sys.stderr)

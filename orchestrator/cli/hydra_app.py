@@ -23,7 +23,7 @@ from orchestrator.cli.jobs import Job
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.sweep import Cells
 from orchestrator.config import CONF, load, sources
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import ConfigError, OrchestratorError
 
 _FULL = "HYDRA_FULL_ERROR"  # set to 1: whole tracebacks, for us as for Hydra
 
@@ -54,8 +54,11 @@ class HydraApp:
     def run(self) -> int:
         """Run it; returns the exit code, after the RESULT line."""
         with self._interrupts.heard():
-            for step in (self._work, self._upload):
-                self._do(step)
+            try:
+                for step in (self._work, self._upload):
+                    self._do(step)
+            except KeyboardInterrupt:  # once more, while the first was told
+                self._ending.failed("interrupted", 128 + (self._interrupts.take() or signal.SIGINT))
             self._interrupts.ignore()
             return self._ending.finish()
 
@@ -70,8 +73,10 @@ class HydraApp:
             error = caught
         signum = self._interrupts.take()
         if isinstance(error, SystemExit):
-            if error.code:  # argparse has said what is wrong
+            if error.code == endings.WRONG:  # argparse has said what is wrong
                 self._ending.failed("the command line is wrong", endings.WRONG)
+            elif error.code:
+                self._ending.failed(f"it ended with exit code {error.code}", endings.FAILED)
         elif isinstance(error, KeyboardInterrupt) or (error and signum):
             self._ending.failed("interrupted", 128 + (signum or signal.SIGINT))
         elif error:
@@ -93,7 +98,10 @@ class HydraApp:
                     raise _Stop(error) from error
 
         with self._cells.running(), _variable(_FULL, "1"):  # errors of Hydra's come to us instead of its several lines
-            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+            try:
+                hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+            except ValueError as error:  # flags that do not go together
+                raise ConfigError(endings.one_line(error), where="") from error
         self._cells.report(self._ending)
 
     def _cell(self, cfg: DictConfig) -> float | None:

@@ -1,4 +1,4 @@
-"""`engine.extra`: what of vLLM's arguments merges with ours, what is refused, and that Serve's way is the fleet's."""
+"""`engine.extra`: what of vLLM's arguments merges with ours, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 from orchestrator.config import extra
 from orchestrator.engine.arguments import additional_config, engine_args
 from orchestrator.errors import ConfigError
-from orchestrator.serve import app as serve_app
 
 OURS = {"kv_update": "layer_index", "trace_once": True}
 
@@ -77,13 +76,6 @@ def test_a_callers_own_additional_config_stays(make_app) -> None:
     start = make_app().cold_start
     assert additional_config(start, {"theirs": 1}) == {"theirs": 1, "orchestrator": OURS}
     assert additional_config(start) == {"orchestrator": OURS}
-
-
-def test_a_service_gives_vllm_what_a_fleet_does(make_app) -> None:
-    app = make_app("+engine.extra.additional_config={theirs:1}", "+engine.extra.attention_backend=CPU_MLA")
-    given = serve_app.llm_config(app, "/some/model").engine_kwargs
-    named = {"served_model_name"}  # Ray Serve LLM has a way of its own
-    assert given == {name: value for name, value in engine_args(app).items() if name not in named}
 
 
 def test_an_engine_that_is_not_vllm_has_names_of_its_own(make_app) -> None:

@@ -11,7 +11,6 @@ import yaml
 
 from orchestrator.config import sources
 from orchestrator.errors import ConfigError
-from orchestrator.serve import app as serve_app
 from tests.unit import own_folder
 from tests.unit.commands import finish, run, start
 
@@ -69,14 +68,6 @@ def service(tmp_path: Path):
         return sources.composed([f"state_dir={tmp_path}", where, *overrides])
 
     return make
-
-
-def test_a_service_serves_them_beside_ours(service) -> None:
-    cells = serve_app.cells(service("+serve.models={mine:{max_replicas:2},tiny_qwen3:{}}"))
-    assert [cell.model.name for cell in cells] == ["mine", "tiny_qwen3"]
-    assert [cell.serve.max_replicas for cell in cells] == [2, 1]
-    assert cells[0].model.tiny["num_hidden_layers"] == 2
-    assert cells[0].model.tiny["model_type"] == "llama"
 
 
 @pytest.mark.parametrize("name", ["nothing", "../model/mine", "/etc/passwd", "..", "mine.yaml"])
