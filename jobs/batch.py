@@ -3,7 +3,7 @@
 python jobs/batch.py model=smollm2_135m batch.input=requests.jsonl batch.output=answers.jsonl
 """
 
-from orchestrator.cli.jobs import main
+from orchestrator.cli.main import job
 
 if __name__ == "__main__":
-    main("batch")
+    job("batch")

@@ -3,7 +3,7 @@
 python jobs/bench.py bench=depth model=tiny_llama
 """
 
-from orchestrator.cli.jobs import main
+from orchestrator.cli.main import job
 
 if __name__ == "__main__":
-    main("bench")
+    job("bench")

@@ -4,9 +4,7 @@ python jobs/report.py outputs/2026-01-01/10-00-00-1 outputs/2026-01-02/10-00-00-
 python jobs/report.py --results docs/results > docs/results/README.md
 """
 
-import sys
-
-from orchestrator.cli.main import main
+from orchestrator.cli.main import job
 
 if __name__ == "__main__":
-    sys.exit(main(["report", *sys.argv[1:]]))
+    job("report")

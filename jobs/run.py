@@ -3,7 +3,7 @@
 python jobs/run.py model=smollm2_135m
 """
 
-from orchestrator.cli.jobs import main
+from orchestrator.cli.main import job
 
 if __name__ == "__main__":
-    main("run")
+    job("run")

@@ -3,7 +3,7 @@
 python jobs/serve.py model=smollm2_135m serve.max_replicas=2
 """
 
-from orchestrator.cli.jobs import main
+from orchestrator.cli.main import job
 
 if __name__ == "__main__":
-    main("serve")
+    job("serve")

@@ -3,7 +3,7 @@
 python jobs/sweep.py -m model=smollm2_135m,tiny_llama fast_cold_start=true,false
 """
 
-from orchestrator.cli.jobs import main
+from orchestrator.cli.main import job
 
 if __name__ == "__main__":
-    main("sweep")
+    job("sweep")

@@ -3,7 +3,7 @@
 python jobs/warm.py -m model=smollm2_135m,tiny_llama graph_cache.store=s3://bucket/graphs
 """
 
-from orchestrator.cli.jobs import main
+from orchestrator.cli.main import job
 
 if __name__ == "__main__":
-    main("warm")
+    job("warm")

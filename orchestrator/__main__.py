@@ -1,4 +1,4 @@
-"""`python -m orchestrator …`; see cli.py."""
+"""`python -m orchestrator …`; see cli/main.py."""
 
 from orchestrator.cli.main import program
 

@@ -10,10 +10,14 @@ from rich.console import Console
 
 
 class Progress:
-    """A live line that says what happens, and a line for each thing that is done."""
+    """A live line that says what happens, and a line for each thing that is done.
+
+    Attributes:
+        console: for what is printed besides.
+    """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
         self._status = console.status("starting")
         self._began = time.monotonic()
         self._last: dict[str, str] = {}
@@ -35,12 +39,12 @@ class Progress:
         if self._bar is None:
             self._status.stop()
             columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
-            self._bar = rich.progress.Progress(*columns, console=self._console)
+            self._bar = rich.progress.Progress(*columns, console=self.console)
             self._bar.add_task("answers", total=of, completed=done)
             self._bar.start()
             self._said = time.monotonic()
         self._bar.update(rich.progress.TaskID(0), completed=done)
-        if not self._console.is_terminal and (done == of or time.monotonic() - self._said > 10.0):
+        if not self.console.is_terminal and (done == of or time.monotonic() - self._said > 10.0):
             self._said = time.monotonic()
             self.say("answers", f"{done} of {of}")
 
@@ -51,4 +55,4 @@ class Progress:
         self._last[who] = what
         elapsed = time.monotonic() - self._began
         self._status.update(f"{who}: {what}")
-        self._console.log(f"[dim]{elapsed:6.1f} s[/] [bold]{who}[/] {what}", highlight=False)
+        self.console.log(f"[dim]{elapsed:6.1f} s[/] [bold]{who}[/] {what}", highlight=False)

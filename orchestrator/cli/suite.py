@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli import sweep
+from hydra.core.hydra_config import HydraConfig
+
+from orchestrator.cli.cell import Cell, Processes
 from orchestrator.cluster import provenance
 from orchestrator.cluster.shape import visible_gpus
-from orchestrator.config import AppConfig, SuiteEntry
+from orchestrator.config import AppConfig, SuiteEntry, sources
 from orchestrator.progress import Say
 from orchestrator.report import page, results
 
@@ -38,8 +40,9 @@ def execute(app: AppConfig, folder: Path, say: Say) -> dict[str, Any]:
             continue
         say("suite", name)
         cell = folder / str(i)
-        code = sweep.run_cell("bench", [*entry.run, f"state_dir={app.state_dir}"], cell, app.sweep)
-        ends.append({"name": name, "ok": code["code"] == 0, "error": code["result"].get("error", "")})
+        words = [*entry.run, f"state_dir={app.state_dir}"]
+        how = Processes().run(Cell("bench", words, cell, sources.flags(HydraConfig.get())), app.sweep)
+        ends.append({"name": name, "ok": how["code"] == 0, "error": how["result"].get("error", "")})
         if (cell / "bench.json").is_file():
             found.append(json.loads((cell / "bench.json").read_text()))
     well = all(end["ok"] for end in ends)

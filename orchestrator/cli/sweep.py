@@ -1,59 +1,108 @@
-"""A sweep's cells, each in a process of its own: what one of them breaks, a deadline or a kill, leaves the others."""
+"""A sweep: its cells one after the other or side by side, and what they come to together."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from orchestrator.config import AppConfig, ClusterKind, Device, SweepConfig
+from hydra.conf import HydraConf
+from omegaconf import DictConfig
+from rich.console import Console
+
+from orchestrator.cli.cell import Cell, Processes, environment
+from orchestrator.cli.exit import FAILED, WRONG, Ending
+from orchestrator.cli.jobs import Job
+from orchestrator.config import AppConfig, ClusterKind, Device, SweepConfig, load, sources
 from orchestrator.errors import ConfigError
 
-RECORD = "cell.json"
-_STOP_S = 30.0  # after Ctrl-C, or a deadline
-_running: set[subprocess.Popen[str]] = set()
+_OWN = ("hydra.", "sweep.", "upload=")  # overrides that are the sweep's, not its cells'
 
 
-def command(job: str) -> list[str]:
-    """What runs a cell's job; its overrides follow."""
-    return [sys.executable, "-m", "orchestrator", job]
-
-
-def run_cell(job: str, overrides: Sequence[str], folder: Path, settings: SweepConfig) -> dict[str, Any]:
-    """Run one cell, or find that it has run.
+class Cells:
+    """A multirun's cells.
 
     Args:
-        job: its name.
-        overrides: Hydra's, for this cell.
-        folder: where its outputs go, and its record.
-        settings: retries, deadline, resume.
-
-    Returns:
-        `result` (what the job said in its RESULT line), `code` (0: all well), `attempts`, `resumed`.
+        job: whose multirun it is.
+        console: where each cell's beginning and failure is told.
     """
-    if settings.resume and (done := _finished(folder, overrides)) is not None:
-        return {**done, "resumed": True}
-    found: dict[str, Any] = {}
-    for attempt in range(1, settings.retries + 2):
-        code, result = _once(job, overrides, folder, settings.deadline_s)
-        found = {"overrides": list(overrides), "attempts": attempt, "code": code, "result": result, "resumed": False}
-        if code in (0, 2):  # 2: wrong configuration stays wrong
-            break
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(json.dumps({"schema": "orchestrator.cell/1", **found}, indent=2))
-    return found
+
+    def __init__(self, job: Job, console: Console) -> None:
+        self._job, self._console = job, console
+        self._processes = Processes()
+        self._pool: ThreadPoolExecutor | None = None
+        self._cells: list[dict[str, Any]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within, cells are added; at its end all have ended, by themselves or, after an error, because they had to."""
+        try:
+            yield
+            if self._pool is not None:
+                self._pool.shutdown()
+        except BaseException:
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                self._processes.stop()
+            raise
+
+    def add(self, cfg: DictConfig, settings: HydraConf) -> float | None:
+        """One cell, or its beginning where cells run in parallel; returns what a sweeper that optimises asks for."""
+        overrides = [o for o in settings.overrides.task if not o.startswith(_OWN)]
+        found: dict[str, Any] = {"folder": str(settings.runtime.output_dir), "overrides": overrides}
+        self._cells.append(found)
+        try:
+            app = load(cfg, sources.search_path(settings))
+            check_parallel(self._job, app)
+        except ConfigError as error:
+            self._ended(found, {"result": {"ok": False, "error": str(error)}, "code": WRONG})
+            return math.nan
+        cell = Cell(self._job.cell, overrides, Path(found["folder"]), sources.flags(settings), environment())
+        if app.sweep.parallel > 1:
+            self._pool = self._pool or pool(app.sweep.parallel, app.cluster.kind is ClusterKind.local)
+            self._pool.submit(self._run, cell, found, app.sweep)
+            return None
+        self._run(cell, found, app.sweep)
+        return value(found["result"], app.sweep.objective) if app.sweep.objective else None
+
+    def report(self, ending: Ending) -> None:
+        """Tell how the cells ended, if there are any, and write the comparison that a sweep has."""
+        if not self._cells:
+            return
+        results = [cell["result"] for cell in self._cells]
+        failed = {cell.get("code") or FAILED for cell in self._cells if not cell["result"]["ok"]}
+        code = WRONG if failed == {WRONG} else FAILED if failed else 0
+        ending.done({"ok": not failed, "cells": results}, code)
+        if self._job.compared:
+            from orchestrator.report import write
+
+            folder = Path(self._cells[0]["folder"]).parent
+            ending.done(write.write_sweep(folder, self._cells, self._console), code)
+
+    def _run(self, cell: Cell, found: dict[str, Any], settings: SweepConfig) -> None:
+        self._console.print(f"[bold]{' '.join(cell.overrides) or 'defaults'}[/]")
+        self._ended(found, self._processes.run(cell, settings))
+
+    def _ended(self, found: dict[str, Any], how: dict[str, Any]) -> None:
+        """A cell's failure is recorded, and the others go on."""
+        found |= how
+        folder, name = Path(found["folder"]), " ".join(found["overrides"])
+        if found["code"]:
+            line = found["result"].setdefault("error", "its replicas did not share graphs or tokens")
+            self._console.print(f"[red]failed:[/] {name}: {line}")
+            file = folder / "result.json"
+            if not file.is_file() or "replicas" not in json.loads(file.read_text()):
+                folder.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps({**found["result"], "overrides": found["overrides"]}, indent=2))
 
 
-def check_parallel(job: str, app: AppConfig) -> None:
+def check_parallel(job: Job, app: AppConfig) -> None:
     """May cells of this configuration run side by side?
 
     Raises:
@@ -62,7 +111,7 @@ def check_parallel(job: str, app: AppConfig) -> None:
     wanted, where = app.sweep.parallel, "sweep.parallel"
     if wanted == 1:
         return
-    if job == "bench":
+    if not job.parallel:
         raise ConfigError("Benchmarks side by side measure each other.", where=where, hint="Set sweep.parallel=1.")
     if app.sweep.objective:
         raise ConfigError("A sweeper that optimises waits for each cell.", where=where, hint="Set sweep.parallel=1.")
@@ -85,13 +134,6 @@ def pool(parallel: int, apart: bool) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(parallel, thread_name_prefix="cell", initializer=begin)
 
 
-def stop() -> None:
-    """Interrupt the cells that run in a pool's threads; those threads then end by themselves."""
-    for process in list(_running):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)
-
-
 def value(result: Mapping[str, Any], objective: str) -> float:
     """The figure that a sweeper asks for; not a number where the cell failed.
 
@@ -106,51 +148,3 @@ def value(result: Mapping[str, Any], objective: str) -> float:
     if result["ok"]:
         raise ConfigError(f"RESULT has no figure {objective!r}.", where="sweep.objective")
     return math.nan
-
-
-def _finished(folder: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
-    """The record of a cell that has run with these overrides, and well."""
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
-        return None
-    same = record.get("overrides") == list(overrides) and record.get("code") == 0
-    return record if same else None
-
-
-def _once(job: str, overrides: Sequence[str], folder: Path, deadline_s: float | None) -> tuple[int, dict[str, Any]]:
-    words = [*command(job), *overrides, f"hydra.run.dir={folder}"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0)
-    _running.add(process)
-    late = False
-    try:
-        out, _ = process.communicate(timeout=deadline_s)
-    except subprocess.TimeoutExpired:
-        late = True
-        out = _stopped(process)
-    except BaseException:
-        _stopped(process)
-        raise
-    finally:
-        _running.discard(process)
-    said = [line for line in out.splitlines() if line.startswith("RESULT ")]
-    result: dict[str, Any] = json.loads(said[-1].removeprefix("RESULT ")) if said else {"ok": False}
-    if late:
-        result = {"ok": False, "error": f"not done within sweep.deadline_s={deadline_s:g}"}
-    elif process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        result = {"ok": False, "error": f"its process was killed by {name}"}
-    elif not said:
-        result["error"] = f"it ended with exit code {process.returncode} and said nothing"
-    code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as a shell has it
-    return (1 if late else code), result
-
-
-def _stopped(process: subprocess.Popen[str]) -> str:
-    """Interrupt a job, and kill its processes if it does not end; returns what it had printed."""
-    for signum in (signal.SIGINT, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
-        with suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=_STOP_S)[0]
-    return ""

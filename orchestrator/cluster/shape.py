@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from orchestrator.config import ClusterConfig, Device
+from orchestrator.config import ClusterConfig, Device, EngineConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class ClusterShape:
     def largest(self, device: Device) -> float:
         """The CPUs or GPUs of the node that has most."""
         return max((node.gpus if device is Device.gpu else node.cpus for node in self.nodes), default=0.0)
+
+
+def rank_resources(engine: EngineConfig) -> dict[str, float]:
+    """What Ray keeps for each tensor-parallel rank: one resource, and how much of it."""
+    return {"GPU": 1.0} if engine.device is Device.gpu else {"CPU": engine.cpus_per_rank}
 
 
 def local_shape(cluster: ClusterConfig) -> ClusterShape:

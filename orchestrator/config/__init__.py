@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from orchestrator.config import bounds
+from orchestrator.config import bounds, extra
 from orchestrator.config.enums import BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
 from orchestrator.config.groups import (
     BatchConfig,
@@ -73,13 +74,18 @@ class AppConfig:
     fast_cold_start: bool = True
     replicas: int = 2
     state_dir: str = "${oc.env:ORCHESTRATOR_HOME,${oc.env:HOME}/.cache/orchestrator}"
+    search_path: list[str] = field(default_factory=list)  # filled in by `load`: the user's own folders like conf/
 
 
 ConfigStore.instance().store(name="schema", node=AppConfig)
 
 
-def load(cfg: Any) -> AppConfig:
+def load(cfg: Any, search_path: Sequence[str] = ()) -> AppConfig:
     """Turn a composed DictConfig into typed dataclasses and check every bound.
+
+    Args:
+        cfg: the configuration.
+        search_path: where it came from, besides our conf/; see `sources`.
 
     Raises:
         ConfigError: a value is missing, of the wrong type or out of bounds; `where` names the setting.
@@ -90,7 +96,13 @@ def load(cfg: Any) -> AppConfig:
         raise ConfigError(" ".join(str(error).split()), where=getattr(error, "full_key", "") or "") from error
     if not isinstance(app, AppConfig):
         raise ConfigError("The configuration is not a mapping of the known groups.", where="")
+    if app.search_path:
+        raise ConfigError(
+            "search_path is no setting.", where="search_path", hint="Use --config-dir, or hydra.searchpath."
+        )
+    app.search_path = list(search_path)
     bounds.check(app)
+    extra.check(app)
     if app.model.source in (ModelSource.path, ModelSource.hub) and not app.model.id:
         raise ConfigError("model.id is empty.", where="model.id", hint="Give a folder or a hub id.")
     if app.model.source is ModelSource.tiny and "model_type" not in app.model.tiny:

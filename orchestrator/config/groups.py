@@ -48,7 +48,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     seed: int = 0
     start_timeout_s: float = 600.0
-    extra: dict[str, Any] = field(default_factory=dict)  # further vLLM AsyncEngineArgs, by name
+    extra: dict[str, Any] = field(default_factory=dict)  # further vLLM AsyncEngineArgs; see extra.py
 
 
 @dataclass
@@ -170,7 +170,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     name: str = "orchestrator"  # of the Ray Serve application
-    models: dict[str, ServeModelConfig] = field(default_factory=dict)  # files of conf/model; empty: `model` alone
+    models: dict[str, ServeModelConfig] = field(default_factory=dict)  # names of model/*.yaml; empty: `model` alone
     min_replicas: int = 1
     max_replicas: int = 1
     target_ongoing_requests: float = 4.0

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from orchestrator.cluster.shape import ClusterShape
+from orchestrator.cluster.shape import ClusterShape, rank_resources
 from orchestrator.config import AppConfig, Device, EngineKind, ModelSource
+from orchestrator.engine.arguments import engine_args
 from orchestrator.engine.contract import EngineSpec
 from orchestrator.errors import ConfigError
 
@@ -129,7 +130,7 @@ def check_heads(app: AppConfig, heads: tuple[int, int] | None) -> None:
 
 def _placement(app: AppConfig, shape: ClusterShape) -> tuple[tuple[Mapping[str, float], ...], str | None]:
     device, size = app.engine.device, app.engine.tensor_parallel_size
-    resource, each = ("GPU", 1.0) if device is Device.gpu else ("CPU", app.engine.cpus_per_rank)
+    ((resource, each),) = rank_resources(app.engine).items()
     need, have = app.replicas * size * each, shape.total(device)
     if need > have:
         smaller = "replicas or engine.tensor_parallel_size"
@@ -153,37 +154,6 @@ def _placement(app: AppConfig, shape: ClusterShape) -> tuple[tuple[Mapping[str, 
 
 def _strategy(app: AppConfig, bundles: tuple[Mapping[str, float], ...]) -> str:
     return app.cluster.placement_strategy if len(bundles) > 1 else "PACK"
-
-
-def engine_args(app: AppConfig, backend: str | None = None) -> dict[str, Any]:
-    """vLLM's AsyncEngineArgs, by name."""
-    engine = app.engine
-    args: dict[str, Any] = {
-        "tensor_parallel_size": engine.tensor_parallel_size,
-        "max_num_seqs": engine.max_num_seqs,
-        "max_num_batched_tokens": engine.max_num_batched_tokens,
-        "gpu_memory_utilization": engine.gpu_memory_utilization,
-        "enforce_eager": engine.enforce_eager,
-        "enable_prefix_caching": engine.enable_prefix_caching,
-        "seed": engine.seed,
-        "dtype": app.model.dtype,
-        "max_model_len": app.model.max_model_len,
-        "trust_remote_code": app.model.trust_remote_code,
-        "revision": app.model.revision,
-        "served_model_name": app.model.name,
-    }
-    if not app.model.weights:
-        args["load_format"] = "dummy"
-    if engine.kv_cache_gib is not None:
-        args["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
-    if backend is not None:
-        args["distributed_executor_backend"] = backend
-    if app.fast_cold_start:
-        start = app.cold_start
-        args["additional_config"] = {
-            "orchestrator": {"kv_update": start.kv_update.value, "trace_once": start.trace_once}
-        }
-    return {**args, **engine.extra}
 
 
 def environment(app: AppConfig) -> dict[str, str]:

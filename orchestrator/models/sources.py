@@ -48,12 +48,17 @@ def resolve(model: ModelConfig, state_dir: str) -> str:
             raise ModelError(f"No config.json in {folder}.", model=model.name, hint="Set model.id to a model's folder.")
         return str(folder.resolve())
     if model.source is ModelSource.smollm2:
-        return _made_once(Path(state_dir) / "models" / _SMOLLM2, model.name, _make_smollm2)
-    digest = hashlib.sha256(
-        json.dumps([model.tiny, model.seed if model.weights else None], sort_keys=True).encode()
-    ).hexdigest()[:12]
-    target = Path(state_dir) / "models" / f"{model.name}-{digest}"
-    return _made_once(target, model.name, lambda folder: _make_tiny(model, folder))
+        return _made_once(made_folder(model, state_dir), model.name, _make_smollm2)
+    return _made_once(made_folder(model, state_dir), model.name, lambda folder: _make_tiny(model, folder))
+
+
+def made_folder(model: ModelConfig, state_dir: str) -> Path:
+    """Where a model that we make is kept; a tiny one's name has a digest of all that decides its content."""
+    name = _SMOLLM2
+    if model.source is ModelSource.tiny:
+        decides = json.dumps([model.tiny, model.seed if model.weights else None], sort_keys=True)
+        name = f"{model.name}-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
+    return Path(state_dir) / "models" / name
 
 
 def attention_shape(model: ModelConfig, folder: str) -> tuple[int, int] | None:

@@ -16,7 +16,14 @@ from orchestrator.report.page import comparison
 from orchestrator.report.tables import phase_lengths
 
 _FILES = ("result.json", "bench.json", "sweep.json", "warm.json")
-_PATHS = {"id", "state_dir", "store", "key_file", "node_folder"}  # differ from run to run, and mean nothing
+_PATHS = {
+    "id",
+    "state_dir",
+    "store",
+    "key_file",
+    "node_folder",
+    "search_path",
+}  # differ from run to run, and mean nothing
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ def write_batch(result: BatchResult, console: Console) -> dict[str, Any]:
     return found
 
 
-def write_sweep(folder: Path, cells: Sequence[dict[str, Any]], console: Console) -> str:
-    """Print the comparison of a sweep's cells, write sweep.json and report.html; returns the RESULT line."""
+def write_sweep(folder: Path, cells: Sequence[dict[str, Any]], console: Console) -> dict[str, Any]:
+    """Print the comparison of a sweep's cells, write sweep.json and report.html; returns the RESULT line's object."""
     rows = [comparison_row(cell) for cell in cells]
     data = {"schema": "orchestrator.sweep/1", "ok": all(cell["result"]["ok"] for cell in cells), "cells": rows}
     compare_tokens(rows)
@@ -90,5 +90,4 @@ def write_sweep(folder: Path, cells: Sequence[dict[str, Any]], console: Console)
     console.print(sweep_table(rows))
     console.print(f"Report: {folder / 'report.html'}")
     keep = ("name", "ok", "first_token_s", "second_replica", "same_tokens", "tokens_as_stock", "speedup", "error")
-    line = {**data, "cells": [{k: row[k] for k in keep if k in row} for row in rows], "report": str(folder)}
-    return "RESULT " + json.dumps(line)
+    return {**data, "cells": [{k: row[k] for k in keep if k in row} for row in rows], "report": str(folder)}

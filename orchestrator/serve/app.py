@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from copy import deepcopy
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from ray import serve
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from orchestrator import compat, config, models, zygote
+from orchestrator.cluster.shape import rank_resources
 from orchestrator.compat import table
-from orchestrator.config import CONF, AppConfig, Device
+from orchestrator.config import AppConfig, sources
+from orchestrator.engine.arguments import engine_args
 from orchestrator.errors import ConfigError
 from orchestrator.fleet import plan
 from orchestrator.graph_cache import bundle
@@ -27,7 +27,6 @@ from orchestrator.serve.warm_ahead import Ahead
 
 PRELOAD = "orchestrator.serve.zygote_imports"
 FRONT_S = 15.0  # the ingress outlives the replicas, to say why a stream ended
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def application(arguments: dict[str, Any]) -> Any:
@@ -36,8 +35,7 @@ def application(arguments: dict[str, Any]) -> Any:
     Raises:
         OrchestratorError: the configuration or a model is not right.
     """
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        app = config.load(compose("config", overrides=list(arguments.get("overrides", ()))))
+    app = sources.composed(arguments.get("overrides", ()))
     return build(app, prepare(app, lambda who, what: None))
 
 
@@ -97,7 +95,7 @@ def cells(app: AppConfig) -> list[AppConfig]:
         cell = deepcopy(app)
         where = f"serve.models.{name}" if name else "serve"
         if name:
-            cell.model = _model(name)
+            cell.model = sources.model(name, app.search_path)
         bounds = cell.serve
         bounds.min_replicas = bounds.min_replicas if own.min_replicas is None else own.min_replicas
         bounds.max_replicas = bounds.max_replicas if own.max_replicas is None else own.max_replicas
@@ -112,8 +110,7 @@ def cells(app: AppConfig) -> list[AppConfig]:
 def llm_config(app: AppConfig, folder: str) -> LLMConfig:
     """One model as Ray Serve LLM wants it; stock's own server and callback without `fast_cold_start`."""
     engine, served = app.engine, app.serve
-    resource, each = ("GPU", 1.0) if engine.device is Device.gpu else ("CPU", engine.cpus_per_rank)
-    arguments = {k: v for k, v in plan.engine_args(app).items() if k not in ("served_model_name", "additional_config")}
+    arguments = {name: value for name, value in engine_args(app).items() if name != "served_model_name"}
     ours: dict[str, Any] = {}
     if app.fast_cold_start:
         plain = OmegaConf.to_container(OmegaConf.structured(app), resolve=True, enum_to_str=True)
@@ -128,7 +125,7 @@ def llm_config(app: AppConfig, folder: str) -> LLMConfig:
         engine_kwargs=arguments,
         accelerator_config={"kind": engine.device.value},
         placement_group_config={
-            "bundles": [{resource: each}] * engine.tensor_parallel_size,
+            "bundles": [rank_resources(engine)] * engine.tensor_parallel_size,
             "strategy": app.cluster.placement_strategy,
         },
         deployment_config={
@@ -163,15 +160,3 @@ def _runtime_env(app: AppConfig) -> dict[str, Any]:
 
 def _forks(app: AppConfig) -> bool:
     return app.fast_cold_start and app.cold_start.preload
-
-
-def _model(name: str) -> config.ModelConfig:
-    file = CONF / "model" / f"{name}.yaml"
-    if not _NAME.fullmatch(name) or not file.is_file():
-        known = ", ".join(sorted(f.stem for f in file.parent.glob("*.yaml")))
-        raise ConfigError(
-            f"There is no model {name!r} in conf/model.", where="serve.models", hint=f"There are {known}."
-        )
-    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config.ModelConfig), OmegaConf.load(file)))
-    assert isinstance(made, config.ModelConfig)  # noqa: S101 - for the type checker
-    return made

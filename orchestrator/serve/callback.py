@@ -14,6 +14,7 @@ from ray import serve
 
 from orchestrator import compat, config
 from orchestrator.compat import table
+from orchestrator.engine.arguments import additional_config
 from orchestrator.engine.start import Start
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context, serve_hook
@@ -110,10 +111,8 @@ class ReplicaStart:
         self._supervisor.events.mark("process")
         self._supervisor.enter()
         self._supervisor.imported()
-        start = self._app.cold_start
-        given = dict(self._llm_config.engine_kwargs.get("additional_config") or {})
-        ours = {"orchestrator": {"kv_update": start.kv_update.value, "trace_once": start.trace_once}}
-        self._llm_config.update_engine_kwargs(additional_config={**given, **ours})
+        given = self._llm_config.engine_kwargs.get("additional_config")
+        self._llm_config.update_engine_kwargs(additional_config=additional_config(self._app.cold_start, given))
         serve_hook.install(self._supervisor, self._start)
 
     def ready(self) -> StartReport:

@@ -10,7 +10,8 @@ from typing import Any
 import ray
 from ray import serve
 
-from orchestrator.config import AppConfig, Device
+from orchestrator.cluster.shape import rank_resources
+from orchestrator.config import AppConfig
 from orchestrator.fleet import node_warmer
 from orchestrator.graph_cache.settings import CacheSettings, cache_settings
 
@@ -53,9 +54,8 @@ class Ahead:
     """
 
     def __init__(self, app: AppConfig, most: int, module: str) -> None:
-        resource, each = ("GPU", 1.0) if app.engine.device is Device.gpu else ("CPU", app.engine.cpus_per_rank)
         self._app, self._most, self._module = app, most, module
-        self._bundle = {resource: each}
+        self._bundle = rank_resources(app.engine)
         self._ready: dict[str, set[str]] = {}
 
     async def run(self) -> None:

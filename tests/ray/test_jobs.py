@@ -67,6 +67,15 @@ def test_a_failed_start_exits_1_with_its_cause(mine: Footprint) -> None:
     mine.check()
 
 
+def test_a_report_that_cannot_be_written_keeps_the_figures(mine: Footprint) -> None:
+    (mine.folder / "out" / "report.html").mkdir(parents=True)
+    code, result, err = finish(job("run", *FAKE, "replicas=1", f"hydra.run.dir={mine.folder}/out", mine=mine))
+    assert (code, result["ok"], result["same_tokens"]) == (1, False, True)
+    assert "IsADirectoryError" in result["error"]
+    assert "Traceback" not in err
+    mine.check()
+
+
 def test_an_unreachable_cluster_is_one_line(mine: Footprint) -> None:
     nowhere = ["cluster=existing", "cluster.address=127.0.0.1:1", f"hydra.run.dir={mine.folder}/out"]
     code, result, _ = finish(job("run", *FAKE, *nowhere, mine=mine))

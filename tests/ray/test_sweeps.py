@@ -8,6 +8,7 @@ import pytest
 
 from tests.footprint import Footprint
 from tests.ray.test_jobs import FAKE, job
+from tests.unit import own_folder
 from tests.unit.commands import ROOT, check_schema, finish
 
 pytestmark = pytest.mark.usefixtures("no_ray")
@@ -24,6 +25,19 @@ def test_a_sweep_sets_ours_beside_stock_and_goes_on_after_a_failure(mine: Footpr
     assert (out / "report.html").is_file()
     check_schema("sweep", json.loads((out / "sweep.json").read_text()))
     assert "failed:" in err
+    mine.check()
+
+
+def test_cells_run_models_and_engines_of_ones_own(mine: Footprint) -> None:
+    out, own = mine.folder / "out", own_folder.make(mine.folder / "own")
+    words = ["-m", f"--config-dir={own}", *FAKE, "model=mine", "engine=mine", "replicas=1,2"]
+    code, result, err = finish(job("sweep", *words, f"hydra.sweep.dir={out}", mine=mine))
+    assert [cell["ok"] for cell in result["cells"]] == [True, True], err
+    assert code == 0
+    for number in range(2):
+        config = json.loads((out / str(number) / "result.json").read_text())["config"]
+        assert (config["model"]["tiny"]["num_hidden_layers"], config["engine"]["max_num_seqs"]) == (2, 3)
+        assert config["search_path"] == [f"file://{own}"]
     mine.check()
 
 

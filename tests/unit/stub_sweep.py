@@ -13,11 +13,13 @@ from pathlib import Path
 
 
 def cell(job: str, *overrides: str) -> None:
-    """What `python -m orchestrator JOB OVERRIDES...` is for the sweep."""
+    """What `python -m orchestrator JOB FLAGS... OVERRIDES...` is for the sweep."""
     said = dict(word.lstrip("+").split("=", 1) for word in overrides)
     folder = Path(said["hydra.run.dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stub.json").write_text(json.dumps({"job": job, "cores": sorted(os.sched_getaffinity(0))}))
+    (folder / "stub.json").write_text(
+        json.dumps({"job": job, "words": overrides, "cores": sorted(os.sched_getaffinity(0))})
+    )
     CELLS[said.get("engine.extra.stub", "well")](folder, said)
 
 
@@ -60,6 +62,8 @@ def killed(folder: Path, said: Mapping[str, str]) -> None:
 
 
 def hangs(folder: Path, said: Mapping[str, str]) -> None:
+    with (folder / "began").open("a") as file:
+        file.write("began\n")
     time.sleep(1e6)
 
 
@@ -79,9 +83,10 @@ if __name__ == "__main__":
     else:
         from omegaconf import OmegaConf
 
-        from orchestrator.cli import jobs, sweep
+        from orchestrator.cli import cell as cells
+        from orchestrator.cli import main
 
-        sweep.command = lambda job: [sys.executable, __file__, "cell", job]
+        cells.command = lambda job: [sys.executable, __file__, "cell", job]
         # a deadline for cells that hang alone: no other one has to be fast
         OmegaConf.register_new_resolver("if_hangs", lambda stub, limit: float(limit) if stub == "hangs" else None)
-        jobs.main("sweep")
+        main.job("sweep")

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from orchestrator.cli import suite, sweep
+from orchestrator.cli.jobs import TABLE
 from orchestrator.config import SuiteEntry
 from orchestrator.errors import ConfigError
 from tests.waiting import HANG_S
@@ -25,11 +26,11 @@ from tests.waiting import HANG_S
 )
 def test_cells_that_would_disturb_each_other_are_refused(make_app, job: str, overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        sweep.check_parallel(job, make_app(*overrides))
+        sweep.check_parallel(TABLE[job], make_app(*overrides))
 
 
 def test_cells_of_a_cluster_are_kept_apart_by_it(make_app) -> None:
-    sweep.check_parallel("run", make_app("sweep.parallel=64", "cluster=existing", "engine=gpu"))
+    sweep.check_parallel(TABLE["run"], make_app("sweep.parallel=64", "cluster=existing", "engine=gpu"))
 
 
 def cores_of_a_busy_thread(together: threading.Barrier) -> set[int]:

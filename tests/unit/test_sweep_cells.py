@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.unit.commands import check_schema, finish, start
+from tests.waiting import wait_for
 
 
 def sweep(folder: Path, *overrides: str) -> tuple[int, dict, str]:
@@ -83,3 +85,19 @@ def test_a_cell_has_a_deadline_and_retries(tmp_path: Path) -> None:
     assert [cell["ok"] for cell in result["cells"]] == [True, False, False], err
     assert result["cells"][1]["error"] == "not done within sweep.deadline_s=1"
     assert [record(tmp_path, i)["attempts"] for i in range(3)] == [1, 2, 1]  # what is wrong stays wrong
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_an_interrupted_sweep_ends_its_cells_and_begins_no_other(tmp_path: Path) -> None:
+    words = ["-m", "engine=fake", "model=tiny_llama", f"hydra.sweep.dir={tmp_path}/out", "sweep.parallel=2"]
+    words += ["sweep.retries=3", "+engine.extra.stub=hangs", "replicas=1,2,3"]
+    env = {**os.environ, "ORCHESTRATOR_HOME": str(tmp_path), "PYTHONPATH": "."}
+    process = start("tests/unit/stub_sweep.py", *words, env=env)
+    began = [tmp_path / "out" / str(i) / "began" for i in range(3)]
+    wait_for(lambda: all(file.is_file() for file in began[:2]) or process.poll() is not None)
+    os.kill(process.pid, signal.SIGINT)
+    code, result, err = finish(process)
+    assert code == 130, err
+    assert result == {"ok": False, "error": "interrupted"}
+    assert [file.read_text().count("began") for file in began[:2]] == [1, 1]
+    assert not began[2].exists()

@@ -1,0 +1,157 @@
+"""One job: compose its configuration with Hydra, run it, upload its outputs, and end once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from orchestrator.cli import exit as endings
+from orchestrator.cli.jobs import Job
+from orchestrator.cli.progress import Progress
+from orchestrator.cli.sweep import Cells
+from orchestrator.config import CONF, load, sources
+from orchestrator.errors import ConfigError, OrchestratorError
+
+_FULL = "HYDRA_FULL_ERROR"  # set to 1: whole tracebacks, for us as for Hydra
+
+
+class _Stop(BaseException):
+    """Carries a job's error past Hydra, which would print lines of its own about an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class HydraApp:
+    """One job on the command line; what has to be remembered until its end is here.
+
+    Args:
+        job: of the table.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._console = Console(stderr=True)
+        self._ending = endings.Ending()
+        self._interrupts = endings.Interrupts()
+        self._cells = Cells(job, self._console)
+        self._upload_to: tuple[Path, str] | None = None
+        self._full = os.environ.get(_FULL)
+
+    def run(self) -> int:
+        """Run it; returns the exit code, after the RESULT line."""
+        with self._interrupts.heard():
+            try:
+                for step in (self._work, self._upload):
+                    self._do(step)
+            except KeyboardInterrupt:  # once more, while the first was told
+                self._ending.failed("interrupted", 128 + (self._interrupts.take() or signal.SIGINT))
+            self._interrupts.ignore()
+            return self._ending.finish()
+
+    def _do(self, step: Callable[[], None]) -> None:
+        """One step; its failure is one line, and the next step comes all the same."""
+        error: BaseException | None = None
+        try:
+            step()
+        except _Stop as stop:
+            error = stop.error
+        except (Exception, KeyboardInterrupt, SystemExit) as caught:
+            error = caught
+        signum = self._interrupts.take()
+        if isinstance(error, SystemExit):
+            if error.code == endings.WRONG:  # argparse has said what is wrong
+                self._ending.failed("the command line is wrong", endings.WRONG)
+            elif error.code:
+                self._ending.failed(f"it ended with exit code {error.code}", endings.FAILED)
+        elif isinstance(error, KeyboardInterrupt) or (error and signum):
+            self._ending.failed("interrupted", 128 + (signum or signal.SIGINT))
+        elif error:
+            if self._full == "1":
+                traceback.print_exception(error)
+            self._ending.failed(endings.one_line(error), endings.code_of(error))
+
+    def _work(self) -> None:
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
+        OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
+        if self._job.multirun and not {"-m", "--multirun"} & set(sys.argv):
+            sys.argv.append("-m")
+
+        def task(cfg: DictConfig) -> float | None:
+            with _variable(_FULL, self._full):
+                try:
+                    return self._cell(cfg)
+                except Exception as error:
+                    raise _Stop(error) from error
+
+        with self._cells.running(), _variable(_FULL, "1"):  # errors of Hydra's come to us instead of its several lines
+            try:
+                hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+            except ValueError as error:  # flags that do not go together
+                raise ConfigError(endings.one_line(error), where="") from error
+        self._cells.report(self._ending)
+
+    def _cell(self, cfg: DictConfig) -> float | None:
+        """One run of Hydra's; returns what a sweeper that optimises asks for."""
+        settings = HydraConfig.get()
+        multirun = settings.mode is RunMode.MULTIRUN
+        folder = Path(settings.runtime.output_dir)
+        self._prepare_upload(cfg, folder.parent if multirun else folder)
+        if multirun:
+            return self._cells.add(cfg, settings)
+        self._one(cfg, settings, folder)
+        return None
+
+    def _one(self, cfg: DictConfig, settings: HydraConf, folder: Path) -> None:
+        app = load(cfg, sources.search_path(settings))  # what is wrong with it is told before anything is imported
+        with Progress(self._console) as progress:
+            done = self._job.work(app, folder, progress)
+            self._ending.done(done.figures)
+            if done.write is not None:
+                self._ending.done(done.write())
+
+    def _prepare_upload(self, cfg: DictConfig, folder: Path) -> None:
+        """It is done at the end, however the job ends; a storage that there is not is told now."""
+        if cfg.upload and self._upload_to is None:
+            from orchestrator.cli import upload
+
+            upload.check(cfg.upload)
+            self._upload_to = (folder, cfg.upload)
+
+    def _upload(self) -> None:
+        if self._upload_to is None:
+            return
+        from orchestrator.cli import upload
+
+        folder, uri = self._upload_to
+        try:
+            self._console.print(f"Uploaded: {upload.upload(folder, uri)}")
+        except Exception as error:
+            raise OrchestratorError(f"{folder} was not uploaded: {endings.one_line(error)}") from error
+
+
+@contextmanager
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """An environment variable for as long as this lasts; None: without it."""
+    before = os.environ.pop(name, None)
+    try:
+        if value is not None:
+            os.environ[name] = value
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before

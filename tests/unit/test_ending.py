@@ -1,0 +1,140 @@
+"""How a job ends, as a shell sees it: one RESULT line, the last on stdout, and one exit code, whatever fails last."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.unit.commands import start
+from tests.unit.test_batch import Service, line
+from tests.waiting import HANG_S
+
+NOWHERE = "/proc/nowhere"  # a storage that opens, and cannot be written
+SLOW_UPLOAD = """
+import sys, time
+from orchestrator.cli import main, upload
+
+def slow(folder, uri):
+    print("uploading", file=sys.stderr, flush=True)
+    time.sleep(1e6)
+
+upload.upload = slow
+sys.exit(main.main(sys.argv[1:]))
+"""
+Batch = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Iterator[Batch]:
+    """Starts a batch of one request, against a service that answers: a job that needs neither Ray nor vLLM."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    (tmp_path / "in.jsonl").write_text(line("a"))
+    given = [f"batch.input={tmp_path}/in.jsonl", f"batch.url=http://127.0.0.1:{server.server_port}"]
+    env = {**os.environ, "ORCHESTRATOR_HOME": str(tmp_path)}
+    env.pop("HYDRA_FULL_ERROR", None)
+
+    def begin(*words: str, program: tuple[str, ...] = ("-m", "orchestrator"), **more: str) -> subprocess.Popen[str]:
+        own = [f"hydra.run.dir={tmp_path}/out/day/time", *given, *words]
+        return start(*program, "batch", *own, env={**env, **more})
+
+    yield begin
+    server.shutdown()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, dict, str]:
+    """Exit code, the one RESULT line, and standard error, of a job that printed nothing after that line."""
+    out, err = process.communicate(timeout=HANG_S)
+    lines = out.splitlines()
+    assert [text.startswith("RESULT ") for text in lines].count(True) == 1, out + err
+    assert lines[-1].startswith("RESULT "), out
+    assert "Traceback" not in err
+    assert "Error executing job" not in err
+    return process.returncode, json.loads(lines[-1].removeprefix("RESULT ")), err
+
+
+def test_all_well(batch: Batch, tmp_path: Path) -> None:
+    code, result, err = ended(batch(f"upload={tmp_path}/far"))
+    assert (code, result["ok"], result["answered"]) == (0, True, 1), err
+    assert (tmp_path / "far" / "day" / "time").is_dir()
+
+
+def test_a_failed_upload_fails_a_job_that_was_well_and_keeps_its_figures(batch: Batch) -> None:
+    code, result, err = ended(batch(f"upload={NOWHERE}"))
+    assert (code, result["ok"], result["answered"]) == (1, False, 1)
+    assert "was not uploaded" in result["error"]
+    assert err.count("error: ") == 1
+
+
+def test_a_failed_upload_hides_no_earlier_error(batch: Batch) -> None:
+    code, result, err = ended(batch("batch.input=missing.jsonl", f"upload={NOWHERE}"))
+    assert (code, result["ok"]) == (2, False)
+    assert "missing.jsonl" in result["error"]
+    assert "was not uploaded" in result["error"]
+    assert err.count("error: ") == 2
+
+
+def test_interrupted_while_it_uploads(batch: Batch, tmp_path: Path) -> None:
+    process = batch(f"upload={tmp_path}/far", program=("-c", SLOW_UPLOAD))
+    assert process.stderr is not None
+    while (text := process.stderr.readline()) and text != "uploading\n":
+        pass
+    os.kill(process.pid, signal.SIGINT)
+    code, result, _ = ended(process)
+    assert (code, result["ok"], result["answered"], result["error"]) == (130, False, 1, "interrupted")
+
+
+def test_a_report_that_cannot_be_written_keeps_the_figures(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "sweep.json").mkdir(parents=True)
+    words = ["-m", "engine=fake", "model=tiny_llama", f"hydra.sweep.dir={out}", "+engine.extra.stub=well"]
+    env = {**os.environ, "ORCHESTRATOR_HOME": str(tmp_path), "PYTHONPATH": "."}
+    code, result, _ = ended(start("tests/unit/stub_sweep.py", *words, env=env))
+    assert (code, result["ok"]) == (1, False)
+    assert "IsADirectoryError" in result["error"]
+    assert [cell["ok"] for cell in result["cells"]] == [True]
+
+
+def test_nobody_reads_the_last_line(batch: Batch) -> None:
+    """As with `orchestrator batch … | true`: 128 + SIGPIPE, as a shell says of other programs."""
+    process = batch()
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=HANG_S)
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+@pytest.mark.parametrize("flags", [("--nonsense",), ("--multirun", "--cfg", "job"), ("batch.input=[",)])
+def test_a_wrong_command_line_is_exit_code_2(batch: Batch, flags: tuple[str, ...]) -> None:
+    code, result, err = ended(batch(*flags))
+    assert (code, result["ok"]) == (2, False)
+    assert "error: " in err
+
+
+def test_hydras_own_lines_come_where_they_are_asked_for(batch: Batch) -> None:
+    process = batch("batch.input=missing.jsonl", HYDRA_FULL_ERROR="1")
+    _, err = process.communicate(timeout=HANG_S)
+    assert "Traceback" in err
+    _, _, quiet = ended(batch("batch.input=missing.jsonl"))
+    assert quiet.count("error: ") == 1
+
+
+def test_other_commands_end_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text(json.dumps({"schema": "orchestrator.bench/1", "summary": {"x": 1.0}}))
+    words = ["report", str(tmp_path), str(tmp_path), "--html", f"{tmp_path}/no/page.html"]
+    command = [sys.executable, "-m", "orchestrator", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr

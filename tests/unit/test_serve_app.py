@@ -1,0 +1,26 @@
+"""What Ray Serve LLM is given: the fleet's arguments, and models of one's own. In a file of its own for its imports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.config import sources
+from orchestrator.engine.arguments import engine_args
+from orchestrator.serve import app as serve_app
+from tests.unit import own_folder
+
+
+def test_a_service_gives_vllm_what_a_fleet_does(make_app) -> None:
+    app = make_app("+engine.extra.additional_config={theirs:1}", "+engine.extra.attention_backend=CPU_MLA")
+    given = serve_app.llm_config(app, "/some/model").engine_kwargs
+    named = {"served_model_name"}  # Ray Serve LLM has a way of its own
+    assert given == {name: value for name, value in engine_args(app).items() if name not in named}
+
+
+def test_a_service_serves_them_beside_ours(tmp_path: Path) -> None:
+    where = f"hydra.searchpath=['file://{own_folder.make(tmp_path / 'own')}']"
+    cells = serve_app.cells(sources.composed([where, "+serve.models={mine:{max_replicas:2},tiny_qwen3:{}}"]))
+    assert [cell.model.name for cell in cells] == ["mine", "tiny_qwen3"]
+    assert [cell.serve.max_replicas for cell in cells] == [2, 1]
+    assert cells[0].model.tiny["num_hidden_layers"] == 2
+    assert cells[0].model.tiny["model_type"] == "llama"
