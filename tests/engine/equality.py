@@ -31,7 +31,7 @@ REPORTED = {"num_hidden_layers": 5, "hidden_size": 192, "first_k_dense_replace":
 _CASES: dict[
     str, tuple[str, dict[str, Any], tuple[int, ...]]
 ] = {  # name -> (model, what differs from it, seeds of the weights)
-    "MLA, as reported": ("tiny_deepseek_v2", REPORTED, (0, 1, 2)),
+    "MLA, as reported": ("tiny_deepseek_v2", REPORTED, (0, 1)),
     "MLA with experts": ("tiny_deepseek_v2", {}, (0,)),
     "Llama": ("tiny_llama", {}, (0,)),
     "Qwen3": ("tiny_qwen3", {}, (0,)),
@@ -75,15 +75,17 @@ def compare(ask: _Ask, model: str, folder: Path) -> dict[str, Any]:
     stock, said = start("stock")
     forced = said["tokens"]
     (ours, _), (eager, _), (exact, _) = start("layer_index"), start("eager"), start("eager", dtype="float32")
-    (_, stock_rounded), (_, ours_rounded) = start("stock", rounded=True), start("layer_index", rounded=True)
+    (rounded, stock_kv), (ours_rounded, ours_kv) = (start(mode, rounded=True) for mode in ("stock", "layer_index"))
     return {
         "ours_and_stock": _distance(ours, stock),
         "eager_and_stock": _distance(eager, stock),
         "float32_and": {n: _distance(x, exact) for n, x in (("ours", ours), ("stock", stock), ("eager", eager))},
         **_differing(ours, stock),
         "rounded": {
-            "same_kv": ours_rounded["kv"] == stock_rounded["kv"],
-            "other_kv_than_without": stock_rounded["kv"] != said["kv"],
+            "ours_and_stock": _distance(ours_rounded, rounded),
+            "eager_and_stock": _distance(eager, rounded),
+            "same_kv": ours_kv["kv"] == stock_kv["kv"],
+            "other_kv_than_without": stock_kv["kv"] != said["kv"],
         },
     }
 
@@ -124,6 +126,7 @@ def main() -> None:
                 folder = Path(place) / str(number)
                 folder.mkdir(exist_ok=True)
                 cases.append({"case": name, "seed": seed, **compare(server.ask, made, folder)})
+                print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
     server.close()
     print(
         json.dumps(

@@ -68,7 +68,7 @@ def start(
     os.environ["VLLM_CACHE_ROOT"] = cache
     torch._dynamo.reset()
     before = compilation_counter.clone()
-    # Without compile vLLM calls kernels of its own, of which the rotary one is wrong for MLA on CPU. Take PyTorch's ops:
+    # Without compile vLLM calls kernels of its own; the rotary one is wrong for MLA on CPU. Take PyTorch's ops instead:
     # they are also the ones that are compiled.
     stock = {"stock": {}, "eager": {"enforce_eager": True, "compilation_config": {"custom_ops": ["none"]}}}
     plugin = stock.get(mode, {"additional_config": {"orchestrator": {"kv_update": mode}}})
