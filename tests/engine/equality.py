@@ -1,6 +1,6 @@
 """How far apart are stock vLLM and the plugin in bfloat16, and is it rounding?
 
-python -m tests.engine.equality > docs/results/equality/bfloat16.json      (about a quarter of an hour on two cores)
+python -m tests.engine.equality > docs/results/equality/bfloat16.json      (minutes)
 
 Stock is started first. All others then have to say stock's tokens, whatever their logits are: so each step has the same
 context in all of them, and what is compared is their logits. The token that one would have said is the largest logit.
