@@ -8,6 +8,9 @@ from __future__ import annotations
 
 _MODES = "engine/test_modes.py::"
 _AS_STOCK = f"{_MODES}test_tokens_and_kv_bytes_are_stocks_cold_and_warm"
+_SHAPED = "engine/test_random_shapes.py::"
+SHAPE_KINDS = ("dense", "moe", "mla")
+SHAPES = 20  # of each kind, of which make test runs the first
 
 # reason -> tests
 LONG: dict[str, tuple[str, ...]] = {
@@ -22,6 +25,20 @@ LONG: dict[str, tuple[str, ...]] = {
         f"{_MODES}test_references_are_what_stock_says_today",
         f"{_MODES}test_tensor_parallel_ranks_say_and_store_what_stocks_do",
         "engine/test_sharing.py::test_a_sweep_sets_ours_beside_stock",
+    ),
+    "one more made-up shape of a kind; make test has one of each": tuple(
+        f"{_SHAPED}test_layer_index_is_split_cold_and_warm[{kind}-{number}]"
+        for kind in SHAPE_KINDS
+        for number in range(1, SHAPES)
+    ),
+    "two more starts; the guard's own failure is in test_resolver.py": (
+        f"{_SHAPED}test_two_layers_in_each_others_place_are_seen",
+    ),
+    "eight starts each, or stock's; the other tests of bfloat16 and float32 compare fewer modes": (
+        f"{_SHAPED}test_every_mode_is_the_same_cold_and_warm",
+        f"{_SHAPED}test_float32_is_stocks",
+        f"{_MODES}test_every_mode_is_the_same_in_bfloat16",
+        f"{_MODES}test_what_differs_from_stock_in_bfloat16_is_rounding",
     ),
     "seven starts; test_resolver.py has the guard, test_kv_pass.py the modes": (
         f"{_MODES}test_modes_do_not_share_a_cache_and_the_guard_raises",

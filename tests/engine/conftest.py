@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.engine.ask import Server
 
 STATE = os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache" / "orchestrator"))
 
@@ -21,3 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def state() -> str:
     """Where models are made once; graphs never go there."""
     return STATE
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    found = Server()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def starts(server: Server) -> Callable[..., list[dict[str, Any]]]:
+    """Ask for starts of a model; they run in one process, which is a fork for this request."""
+    return server.ask

@@ -1,9 +1,9 @@
 """Start models several times, in several modes, and say what each start did; each request in a fork of its own.
 
 python -m tests.engine.starts reads requests, a JSON line each:
-{"model": ..., "environment": {...}, "starts": [{"mode": "stock" | a kv_update mode, "cache": folder}, ...]}
+{"model": ..., "environment": {...}, "starts": [{"mode": "stock" | "eager" | a kv_update mode, "cache": folder}, ...]}
 and prints for each start the tokens, a digest of every layer's KV cache, and vLLM's own counters. vLLM is imported
-once, before the forks.
+once, before the forks. "eager" is stock vLLM that compiles nothing, and runs the same ops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,33 @@ _DEADLINE_S = 1200  # ends a hang
 PROMPTS = ["The capital of France is", "def main(argument):", "Hello, my name is", "0 1 2 3 4 5 6 7 8 9 10"]
 
 
-def start(model: str, mode: str, cache: str, wrong_order: bool = False, ranks: int = 1) -> dict[str, Any]:
+def start(
+    model: str,
+    mode: str,
+    cache: str,
+    wrong_order: bool | str = False,
+    ranks: int = 1,
+    dtype: str = "float32",
+    max_tokens: int = 16,
+    logits: str | None = None,
+    forced: list[list[int]] | None = None,
+    rounded: bool = False,
+) -> dict[str, Any]:
+    """One start of a model.
+
+    Args:
+        model: its folder.
+        mode: "stock", "eager", or a mode of the plugin's.
+        cache: vLLM's cache folder.
+        wrong_order: exchange two layers' names behind the pass's checks; "unguarded": and silence the guard.
+        ranks: tensor parallel size.
+        dtype: of weights, activations and KV cache.
+        max_tokens: for each prompt.
+        logits: a file for the logits of every step, as an array [prompt, step, token].
+        forced: with `logits`, say these tokens whatever the logits are, so that every step has the same context.
+        rounded: compiled code rounds to `dtype` wherever the traced graph says so, also where values stay in registers.
+    """
+    import numpy
     import torch
     from torch._inductor.cpu_vec_isa import VecISA
     from vllm import LLM, SamplingParams
@@ -38,18 +64,23 @@ def start(model: str, mode: str, cache: str, wrong_order: bool = False, ranks: i
     # these save time, and change no code
     VecISA.check_build = compiler_takes_flags
     torch._inductor.config.compile_threads = len(os.sched_getaffinity(0))
+    torch._inductor.config.emulate_precision_casts = rounded
     os.environ["VLLM_CACHE_ROOT"] = cache
     torch._dynamo.reset()
     before = compilation_counter.clone()
-    plugin = {} if mode == "stock" else {"additional_config": {"orchestrator": {"kv_update": mode}}}
+    # Without compile vLLM calls kernels of its own; the rotary one is wrong for MLA on CPU. Take PyTorch's ops instead:
+    # they are also the ones that are compiled.
+    stock = {"stock": {}, "eager": {"enforce_eager": True, "compilation_config": {"custom_ops": ["none"]}}}
+    plugin = stock.get(mode, {"additional_config": {"orchestrator": {"kv_update": mode}}})
+    steps: list[list[Any]] = [[] for _ in PROMPTS]
     if wrong_order:
-        plant_wrong_order()
+        plant_wrong_order(guarded=wrong_order != "unguarded")
     # a CPU with AMX would take a backend that knows bfloat16 alone
     mla = {"attention_backend": "CPU_MLA"} if "deepseek" in model else {}
     llm = LLM(
         model,
         **mla,
-        dtype="float32",
+        dtype=dtype,
         max_model_len=256,
         max_num_seqs=4,
         max_num_batched_tokens=512,
@@ -57,9 +88,14 @@ def start(model: str, mode: str, cache: str, wrong_order: bool = False, ranks: i
         enable_prefix_caching=False,
         seed=0,
         tensor_parallel_size=ranks,
+        logits_processors=[recorder(steps, forced)] if logits else None,
         **plugin,
     )
-    outputs = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=16, ignore_eos=True), use_tqdm=False)
+    greedy = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True}
+    sampling = [SamplingParams(**greedy, extra_args={"prompt": number}) for number in range(len(PROMPTS))]
+    outputs = llm.generate(PROMPTS, sampling, use_tqdm=False)
+    if logits:
+        numpy.save(logits, numpy.array(steps))
     found = {
         "tokens": [list(o.outputs[0].token_ids) for o in outputs],
         "kv": [line for rank in llm.collective_rpc(kv_digests) for line in rank],
@@ -71,6 +107,31 @@ def start(model: str, mode: str, cache: str, wrong_order: bool = False, ranks: i
     gc.collect()
     cleanup_dist_env_and_memory()
     return found
+
+
+def recorder(steps: list[list[Any]], forced: list[list[int]] | None) -> type:
+    """A logits processor that appends each step's logits to its prompt's list, and says the forced token if any."""
+    import torch
+    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+    class Recorder(AdapterLogitsProcessor):
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def new_req_logits_processor(self, params: Any) -> Any:
+            prompt = (params.extra_args or {}).get("prompt")  # a warm-up has none
+
+            def record(output: list[int], logits: torch.Tensor) -> torch.Tensor:
+                steps[prompt].append(logits.float().numpy().copy())
+                if forced is None:
+                    return logits
+                only = torch.full_like(logits, float("-inf"))
+                only[forced[prompt][len(output)]] = 0.0
+                return only
+
+            return None if prompt is None else record
+
+    return Recorder
 
 
 def kv_digests(worker: Any) -> list[str]:
@@ -88,7 +149,7 @@ def _bytes(cache: Any) -> bytes:
     return b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for t in tensors if t.numel())
 
 
-def plant_wrong_order() -> None:
+def plant_wrong_order(guarded: bool = True) -> None:
     """Announce the first two layers in each other's place, behind the pass's own checks."""
     from orchestrator.vllm_plugin import kv_runtime
 
@@ -99,12 +160,13 @@ def plant_wrong_order() -> None:
         swapped.update({first: second, second: first})
         enter(tuple(swapped.get(name, name) for name in names))
 
-    kv_runtime.enter_piece = enter_wrong
-    enter_wrong.__module__, enter_wrong.__name__, enter_wrong.__qualname__ = (
-        kv_runtime.__name__,
-        "enter_piece",
-        "enter_piece",
-    )
+    def check_nothing(position: int, layer_name: Any) -> None:
+        pass
+
+    planted = {"enter_piece": enter_wrong} | ({} if guarded else {"check_layer": check_nothing})
+    for name, function in planted.items():  # the stitching code calls them by module and name
+        function.__module__, function.__name__, function.__qualname__ = kv_runtime.__name__, name, name
+        setattr(kv_runtime, name, function)
 
 
 def serve() -> None:

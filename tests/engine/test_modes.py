@@ -2,55 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE
-from typing import Any
 
 import pytest
 
 from orchestrator import models
-from tests.engine import references
-from tests.waiting import HANG_S
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.engine.starts"]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True, process_group=0)
-    yield process
-    process.stdin.close()
-    try:
-        process.wait(timeout=HANG_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def starts(server: subprocess.Popen[str]):
-    """Ask for starts of a model; they run in one process, which is a fork for this request."""
-
-    def ask(model: str, *wanted: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
-        request = {"model": model, "environment": environment, "starts": wanted}
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        said: list[str] = []
-        for line in server.stdout:
-            said.append(line)
-            if line.startswith("ENDED "):
-                break
-        found = [line for line in said if line.startswith("STARTS ")]
-        assert found, "".join(said[-40:])
-        return json.loads(found[0].removeprefix("STARTS "))
-
-    return ask
+from tests.engine import equality, references
 
 
 # Unique artifacts do not depend on depth: first piece, last piece, and one for each kind of layer between.
@@ -135,3 +92,20 @@ def test_modes_do_not_share_a_cache_and_the_guard_raises(starts, make_app, state
         (warm,) = starts(model, {"mode": kind, "cache": cache})
         assert (warm.get("loaded"), warm.get("compiled")) == (1, 0), warm
         assert warm["tokens"] == modes[0]["tokens"]
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen3", "tiny_mixtral", "tiny_deepseek_v2"])
+def test_every_mode_is_the_same_in_bfloat16(name: str, starts, state: str, tmp_path: Path) -> None:
+    found = equality.piecewise(starts, equality.tiny(name, state), tmp_path, dtype="bfloat16")
+    assert equality.same(found)
+    assert [f["loaded"] for f in found] == [0, 1] * 4
+
+
+def test_what_differs_from_stock_in_bfloat16_is_rounding(starts, state: str, tmp_path: Path) -> None:
+    """Stock's whole graph keeps more digits between layers. Told to round where the model does, both are the same."""
+    found = equality.compare(starts, equality.tiny("tiny_deepseek_v2", state, **equality.REPORTED), tmp_path)
+    assert found["rounded"]["ours_and_stock"]["max"] == 0
+    assert found["rounded"]["same_kv"]
+    assert found["rounded"]["other_kv_than_without"]
+    assert 0 < found["ours_and_stock"]["rms"] <= found["eager_and_stock"]["rms"], found  # the largest is a step or two
+    assert all(differs["gap"] <= found["eager_and_stock"]["max"] for differs in found["first_differing_steps"]), found
