@@ -19,7 +19,8 @@ from typing import Any
 import numpy
 import yaml
 
-from orchestrator import environment, models
+from orchestrator import models
+from orchestrator.cluster import provenance
 from orchestrator.config import ModelConfig, ModelSource
 from orchestrator.vllm_plugin.settings import KV_UPDATE_MODES
 from tests.engine.ask import ROOT, Server
@@ -130,7 +131,7 @@ def main() -> None:
         json.dumps(
             {
                 "command": "python -m tests.engine.equality",
-                "machine": environment.machine(),
+                "machine": provenance.machine(),
                 "unit": "thousandths of a logit",
                 "cases": cases,
             },

@@ -72,7 +72,7 @@ def factors(model: str) -> dict[str, Any]:
         ).stdout.splitlines()[0],
         "environment": {n: v for n, v in sorted(GIVEN.items()) if n.startswith(_VARIABLES)},
         "model": hashlib.sha256("\n".join(content).encode()).hexdigest()[:16],
-        "start": hashlib.sha256((inspect.getsource(starts) + inspect.getsource(fork_context)).encode()).hexdigest()[
-            :16
-        ],
+        "start": hashlib.sha256(
+            (inspect.getsource(starts) + inspect.getsource(fork_context.compiler_takes_flags)).encode()
+        ).hexdigest()[:16],
     }
