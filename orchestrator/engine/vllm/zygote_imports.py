@@ -40,6 +40,7 @@ if touched := "torch has initialised CUDA" if torch.cuda.is_initialized() else c
 
 def at_birth() -> None:
     """In each fork of the zygote, before anything else runs in it."""
-    fork_context.forget_device()
+    if not current_platform.is_cpu():
+        fork_context.forget_device()
     fork_context.use_in_this_process()
     fork_context.fork_server()  # so that what it forks uses it too
