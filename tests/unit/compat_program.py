@@ -81,7 +81,7 @@ def imported_early() -> dict[str, Any]:
     modules = (coordinator, utils, multiproc_executor)
     backends, codegen = vllm.compilation.backends, vllm.compilation.codegen
     return {
-        "processes": [m.get_mp_context is fork_context.PreloadedContext for m in modules],
+        "processes": [m.get_mp_context is fork_context.context for m in modules],
         "stitching": backends.generate_execution_code is codegen.generate_execution_code,
         "ours": backends.generate_execution_code.__module__,
         "notes": compat.notes(),

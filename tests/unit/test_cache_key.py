@@ -26,7 +26,7 @@ def test_a_device_that_is_not_the_rank_is_part_of_the_name(rank: int, device: An
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: device is not None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: device)
-    monkeypatch.setattr(caching, "aot_compile_hash_factors", lambda _: ["own"])
+    monkeypatch.setattr(caching, "aot_compile_hash_factors", lambda vllm_config: ["own"])
     cache_key.install()
     config: Any = SimpleNamespace(
         additional_config={"orchestrator": {"kv_update": "layer_index"}},

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.bench.simulator.simulate import RESOURCES
+from orchestrator.bench.simulate import RESOURCES
 from orchestrator.bench.simulator.start_model import Constants, Scale, simulate
 
 some = st.floats(0.0, 0.5)

@@ -54,5 +54,5 @@ def test_the_registry_is_not_asked_and_the_receipt_says_why(tmp_path: Path) -> N
     client = GraphCacheClient(settings, "replica-0", EventLog(tmp_path / "events.jsonl"))
     receipt = client.restore({}, tmp_path, "the compile cache is disabled")
     assert (receipt.outcome, receipt.reason, receipt.key) == (Outcome.stock, "the compile cache is disabled", "")
-    assert client.settle(receipt, EngineFacts(), tmp_path) == receipt
-    client.give_up(receipt)
+    assert client.publish(receipt, EngineFacts(), tmp_path) == receipt
+    client.abandon(receipt)

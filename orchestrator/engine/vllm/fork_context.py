@@ -152,14 +152,15 @@ def offline_as_told() -> None:
     from huggingface_hub import constants
 
     said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")
-    constants.HF_HUB_OFFLINE = constants._is_true(said)
+    constants.HF_HUB_OFFLINE = (said or "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def forget_device() -> None:
     """What vLLM remembers of device 0 is of no use in a fork, whose device 0 may be another one."""
     for name, module in list(sys.modules.items()):
         if name.startswith(("vllm.platforms", "vllm.utils")):
-            for holder in (module, *(part for part in vars(module).values() if isinstance(part, type))):
+            own = (part for part in vars(module).values() if isinstance(part, type) and part.__module__ == name)
+            for holder in (module, *own):
                 for part in vars(holder).values():
                     clear = getattr(getattr(part, "__func__", part), "cache_clear", None)  # a class method's, too
                     if callable(clear):

@@ -44,5 +44,6 @@ compat.check()  # forks know the result
 
 def at_birth() -> None:
     """In each fork of the zygote, before anything else runs in it."""
-    fork_context.forget_device()
+    if not current_platform.is_cpu():
+        fork_context.forget_device()
     fork_context.begin()
