@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psutil
 import ray
 
 from orchestrator.cluster import ray_start
-from orchestrator.cluster.shape import ClusterShape, existing_shape
+from orchestrator.cluster.shape import ClusterShape, existing_shape, local_shape
 from orchestrator.config import ClusterConfig, ClusterKind
 from orchestrator.errors import ConfigError
 from orchestrator.progress import Say
@@ -19,22 +19,25 @@ from orchestrator.progress import Say
 
 @contextmanager
 def connected(
-    cluster: ClusterConfig, shape: ClusterShape | None, say: Say = lambda who, what: None
+    cluster: ClusterConfig,
+    say: Say = lambda who, what: None,
+    check: Callable[[ClusterShape], None] = lambda shape: None,
 ) -> Iterator[ClusterShape]:
     """A Ray for the length of a run; yields its shape.
 
     Args:
         cluster: what the user configured.
-        shape: for a local cluster, what it is to offer.
         say: told what is waited for.
+        check: called with the shape as soon as it is known: of a local Ray before it starts.
 
     Raises:
+        Exception: what `check` raises.
         ClusterError: a local Ray did not start.
         ConfigError: an existing cluster is asked for and cannot be reached.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    if shape is None:
+    if cluster.kind is ClusterKind.existing:
         address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
         try:
             _reach(address)
@@ -46,6 +49,7 @@ def connected(
                 hint="Start one with `ray start --head`; if it wants tokens, set RAY_AUTH_MODE=token here too.",
             ) from error
     else:
+        check(shape := local_shape(cluster))
         os.environ.pop("RAY_ADDRESS", None)  # a local cluster is asked for: never join another by accident
         ray_start.start(
             say,
@@ -57,7 +61,9 @@ def connected(
             log_to_driver=False,
         )
     try:
-        yield shape or existing_shape()
+        if cluster.kind is ClusterKind.existing:
+            check(shape := existing_shape())
+        yield shape
     finally:
         ray.shutdown()
         if cluster.kind is ClusterKind.local:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import ray
 
-from orchestrator.config import ClusterConfig, Device, EngineConfig
+from orchestrator.config import AppConfig, ClusterConfig, Device, EngineConfig
+from orchestrator.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,32 @@ class ClusterShape:
 def rank_resources(engine: EngineConfig) -> dict[str, float]:
     """What Ray keeps for each tensor-parallel rank: one resource, and how much of it."""
     return {"GPU": 1.0} if engine.device is Device.gpu else {"CPU": engine.cpus_per_rank}
+
+
+def check_room(app: AppConfig, shape: ClusterShape) -> None:
+    """Is the cluster large enough for all replicas?
+
+    Raises:
+        ConfigError: it is not.
+    """
+    device, size = app.engine.device, app.engine.tensor_parallel_size
+    ((resource, each),) = rank_resources(app.engine).items()
+    need, have = app.replicas * size * each, shape.total(device)
+    if need > have:
+        smaller = "replicas or engine.tensor_parallel_size"
+        raise ConfigError(
+            f"{app.replicas} replicas x tensor_parallel_size={size} need {need:g} {resource}s, "
+            f"the cluster has {have:g}.",
+            where="engine.tensor_parallel_size",
+            hint=f"Lower {smaller}." if device is Device.gpu else f"Lower {smaller}, or engine.cpus_per_rank.",
+        )
+    if device is Device.cpu and size * each > shape.largest(device):
+        raise ConfigError(
+            f"engine.tensor_parallel_size={size} needs {size * each:g} CPUs on one node; the largest has "
+            f"{shape.largest(device):g}.",
+            where="engine.tensor_parallel_size",
+            hint="vLLM's CPU ranks have to share a node: lower it, or engine.cpus_per_rank.",
+        )
 
 
 def local_shape(cluster: ClusterConfig) -> ClusterShape:

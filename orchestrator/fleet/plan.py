@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from orchestrator.cluster.shape import ClusterShape, rank_resources
+from orchestrator.cluster.shape import ClusterShape, check_room, rank_resources
 from orchestrator.config import AppConfig, Device, EngineKind, ModelSource
 from orchestrator.engine.arguments import engine_args
 from orchestrator.engine.contract import EngineSpec
-from orchestrator.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,19 @@ class Plan:
     warnings: tuple[str, ...] = field(default=())
 
 
-def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, heads: tuple[int, int] | None, scratch: str) -> Plan:
+def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, scratch: str) -> Plan:
     """Decide processes, devices, environment and vLLM arguments.
 
     Args:
         app: the checked configuration.
         shape: the cluster.
         model: what vLLM takes as `model`.
-        heads: (attention heads, KV heads), or None where they are not known before vLLM reads them.
         scratch: the run's scratch folder; each replica has one of its own below it.
 
     Raises:
-        ConfigError: the tensor-parallel size does not divide the heads, or the cluster is too small.
+        ConfigError: the cluster is too small.
     """
-    check_heads(app, heads)
+    check_room(app, shape)
     bundles, backend = _placement(app, shape)
     stock = not app.fast_cold_start
     replicas = []
@@ -108,47 +106,11 @@ def engine_spec(
     )
 
 
-def check_heads(app: AppConfig, heads: tuple[int, int] | None) -> None:
-    """vLLM splits attention heads evenly over ranks, and splits or repeats KV heads evenly.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    size = app.engine.tensor_parallel_size
-    if heads is None or size == 1:
-        return
-    attention, kv = heads
-    fits = [n for n in range(1, attention + 1) if attention % n == 0 and (kv % n == 0 or n % kv == 0)]
-    if size not in fits:
-        raise ConfigError(
-            f"engine.tensor_parallel_size={size} does not divide {app.model.name}'s {attention} attention heads "
-            f"and {kv} KV heads.",
-            where="engine.tensor_parallel_size",
-            hint=f"It can be {', '.join(map(str, fits))}.",
-        )
-
-
 def _placement(app: AppConfig, shape: ClusterShape) -> tuple[tuple[Mapping[str, float], ...], str | None]:
     device, size = app.engine.device, app.engine.tensor_parallel_size
     ((resource, each),) = rank_resources(app.engine).items()
-    need, have = app.replicas * size * each, shape.total(device)
-    if need > have:
-        smaller = "replicas or engine.tensor_parallel_size"
-        raise ConfigError(
-            f"{app.replicas} replicas x tensor_parallel_size={size} need {need:g} {resource}s, "
-            f"the cluster has {have:g}.",
-            where="engine.tensor_parallel_size",
-            hint=f"Lower {smaller}." if device is Device.gpu else f"Lower {smaller}, or engine.cpus_per_rank.",
-        )
     if size * each <= shape.largest(device):
         return (MappingProxyType({resource: size * each}),), "mp" if size > 1 else None
-    if device is Device.cpu:
-        raise ConfigError(
-            f"engine.tensor_parallel_size={size} needs {size * each:g} CPUs on one node; the largest has "
-            f"{shape.largest(device):g}.",
-            where="engine.tensor_parallel_size",
-            hint="vLLM's CPU ranks have to share a node: lower it, or engine.cpus_per_rank.",
-        )
     return tuple(MappingProxyType({resource: each}) for _ in range(size)), "ray"
 
 

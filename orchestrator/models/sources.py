@@ -11,14 +11,14 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from orchestrator.config import ModelConfig, ModelSource
-from orchestrator.errors import ModelError
+from orchestrator.errors import ConfigError, ModelError
 
 _SMOLLM2 = "SmolLM2-135M-Instruct"
 
@@ -30,16 +30,28 @@ sentence about the sea. The sea is deep and wide, and the wind is over the water
 for number in range(10): print(number) 0 1 2 3 4 5 6 7 8 9 10 100 1000 hello world, my name is, once upon a time."""
 
 
-def resolve(model: ModelConfig, state_dir: str) -> str:
+def resolve(model: ModelConfig, state_dir: str, ranks: int = 1) -> str:
     """Return what to give vLLM as `model`: a local folder, or a hub id for source=hub.
 
     Args:
         model: the model's configuration.
         state_dir: the folder under which made models are cached.
+        ranks: the tensor-parallel size, which has to divide the model's heads.
 
     Raises:
         ModelError: the folder does not exist, or could not be made.
+        ConfigError: the tensor-parallel size does not divide the heads. Said before a model is made.
     """
+    if model.source is ModelSource.tiny:
+        _check_heads(model, model.tiny, ranks)
+    folder = _folder(model, state_dir)
+    if (file := Path(folder) / "config.json").is_file():  # else only the hub knows
+        config = json.loads(file.read_text())
+        _check_heads(model, config.get("text_config", config), ranks)
+    return folder
+
+
+def _folder(model: ModelConfig, state_dir: str) -> str:
     if model.source is ModelSource.hub:
         return model.id
     if model.source is ModelSource.path:
@@ -61,18 +73,18 @@ def made_folder(model: ModelConfig, state_dir: str) -> Path:
     return Path(state_dir) / "models" / name
 
 
-def attention_shape(model: ModelConfig, folder: str) -> tuple[int, int] | None:
-    """(attention heads, KV heads) from config.json; None where only the hub knows."""
-    if model.source is ModelSource.tiny:
-        config: dict[str, Any] = dict(model.tiny)
-    else:
-        file = Path(folder) / "config.json"
-        if not file.is_file():
-            return None
-        config = json.loads(file.read_text())
-        config = config.get("text_config", config)
-    heads = config.get("num_attention_heads")
-    return (int(heads), int(config.get("num_key_value_heads") or heads)) if heads else None
+def _check_heads(model: ModelConfig, config: Mapping[str, Any], ranks: int) -> None:
+    """vLLM splits attention heads evenly over ranks, and splits or repeats KV heads evenly."""
+    attention = int(config.get("num_attention_heads") or 0)
+    kv = int(config.get("num_key_value_heads") or attention)
+    fits = [n for n in range(1, attention + 1) if attention % n == 0 and (kv % n == 0 or n % kv == 0)]
+    if attention and ranks not in fits:
+        raise ConfigError(
+            f"engine.tensor_parallel_size={ranks} does not divide {model.name}'s {attention} attention heads "
+            f"and {kv} KV heads.",
+            where="engine.tensor_parallel_size",
+            hint=f"It can be {', '.join(map(str, fits))}.",
+        )
 
 
 def _made_once(target: Path, name: str, make: Callable[[Path], None]) -> str:

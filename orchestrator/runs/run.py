@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 
 from orchestrator import models
 from orchestrator.cluster import connect, provenance
-from orchestrator.cluster.shape import ClusterShape, local_shape
-from orchestrator.config import AppConfig, ClusterKind, ModelSource
+from orchestrator.cluster.shape import ClusterShape, check_room
+from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling
 from orchestrator.engine.start_report import StartReport
 from orchestrator.fleet.fleet import Fleet
-from orchestrator.fleet.plan import check_heads, make_plan
+from orchestrator.fleet.plan import make_plan
 from orchestrator.fleet.replica import Answer
 from orchestrator.graph_cache import bundle
 from orchestrator.graph_cache.restore_result import Outcome
@@ -106,12 +106,11 @@ class Session:
     scratch: Path
     say: Say
     model: str
-    heads: tuple[int, int] | None
     _fleets: ExitStack
 
     def fleet(self, app: AppConfig, label: str = "run") -> Fleet:
         """A fleet for a variation of the session's configuration; it is stopped with the session."""
-        plan = make_plan(app, self.shape, model=self.model, heads=self.heads, scratch=str(self.scratch / label))
+        plan = make_plan(app, self.shape, model=self.model, scratch=str(self.scratch / label))
         for warning in plan.warnings:
             self.say("plan", warning)
         fleet = Fleet(plan, cache_settings(app, share=plan.share_graphs), app.cluster.placement_timeout_s, self.say)
@@ -127,18 +126,15 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
     """
     if app.fast_cold_start and app.cold_start.share_graphs:
         bundle.signing_key(app.graph_cache.key_file)
-    if app.model.source is ModelSource.tiny:
-        check_heads(app, models.attention_shape(app.model, ""))  # before the model is made
-    shape = local_shape(app.cluster) if app.cluster.kind is ClusterKind.local else None
     say("model", f"preparing {app.model.name}")
-    model = models.resolve(app.model, app.state_dir)
-    heads = models.attention_shape(app.model, model)
+    model = models.resolve(app.model, app.state_dir, app.engine.tensor_parallel_size)
     scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
     try:
-        if shape is not None:
-            make_plan(app, shape, model=model, heads=heads, scratch=str(scratch))
-        with connect.connected(app.cluster, shape, say) as real_shape, ExitStack() as fleets:
-            yield Session(real_shape, scratch, say, model, heads, fleets)
+        with (
+            connect.connected(app.cluster, say, lambda shape: check_room(app, shape)) as shape,
+            ExitStack() as fleets,
+        ):
+            yield Session(shape, scratch, say, model, fleets)
             say("cluster", "shutting down")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

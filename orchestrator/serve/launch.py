@@ -15,7 +15,6 @@ import ray
 from ray import serve
 
 from orchestrator.cluster import connect
-from orchestrator.cluster.shape import local_shape
 from orchestrator.config import AppConfig, ClusterKind
 from orchestrator.errors import ServeError
 from orchestrator.graph_cache.settings import cache_settings
@@ -51,8 +50,7 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
         OrchestratorError: the configuration is not right, or the application did not come up.
     """
     folders = application.prepare(app, say)
-    shape = local_shape(app.cluster) if app.cluster.kind is ClusterKind.local else None
-    with connect.connected(app.cluster, shape, say):
+    with connect.connected(app.cluster, say):
         serve.start(http_options={"host": app.serve.host, "port": app.serve.port})
         Board.connect(app.cluster.namespace)
         if app.fast_cold_start and app.cold_start.share_graphs:

@@ -6,7 +6,7 @@ names. The regions are inlined before vLLM sees the graph, which is then the sam
 
 Torch stamps out too much on one point: an object that it met first through another layer (a rotary embedding, say) is
 taken for a constant, also by a layer that has another one in its place. So only layers that share the same objects, at
-the same places, are traced together; see alike.py.
+the same places, are traced together; see layer_equivalence.py.
 
 Source: torch's `nested_compile_region` and its pass `inline_invoke_subgraph`, which names vLLM as its purpose.
 """

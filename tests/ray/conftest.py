@@ -17,7 +17,7 @@ from hypothesis import settings
 from orchestrator.cluster import connect, ray_start
 from orchestrator.cluster.shape import ClusterShape
 from orchestrator.cluster.shape import Node as PlanNode
-from orchestrator.config import AppConfig
+from orchestrator.config import ClusterConfig
 from orchestrator.engine.vllm import fork_context
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.plan import make_plan
@@ -52,7 +52,7 @@ class SharedRay:
 
     def start(self) -> None:
         if not self._runs:
-            self._running.enter_context(connect.connected(AppConfig().cluster, SHAPE))
+            self._running.enter_context(connect.connected(ClusterConfig(num_cpus=int(SHAPE.nodes[0].cpus), num_gpus=0)))
             self._runs = True
 
     def end(self) -> None:
@@ -109,7 +109,7 @@ def make_fleet(make_app, cache: CacheSettings, tmp_path: Path, monkeypatch: pyte
         extra = [f"+engine.extra.{name}={value}" for name, value in args.items()]
         app = make_app("engine=fake", "model=tiny_llama", f"replicas={replicas}", *extra)
         app.engine.start_timeout_s, app.engine.cpus_per_rank = timeout, cpus
-        plan = make_plan(app, SHAPE, model="m", heads=None, scratch=str(tmp_path / "scratch"))
+        plan = make_plan(app, SHAPE, model="m", scratch=str(tmp_path / "scratch"))
         forked = tuple(replace(r, spec=replace(r.spec, preload=True)) for r in plan.replicas)
         return Fleet(replace(plan, replicas=forked), settings, place, progress)
 

@@ -27,7 +27,7 @@ def test_every_yaml_composes_and_plans(file: Path, make_app) -> None:
     new = "+" if file.parent.name == "experiment" else ""  # not in the defaults list
     app = make_app(f"{new}{file.parent.name}={file.stem}", *extra)
     shape = ClusterShape((Node(cpus=64, gpus=8),))
-    plan = make_plan(app, shape, model="/some/model", heads=None, scratch="/scratch")
+    plan = make_plan(app, shape, model="/some/model", scratch="/scratch")
     assert len(plan.replicas) == app.replicas
 
 

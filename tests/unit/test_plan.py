@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cluster.shape import ClusterShape, Node
-from orchestrator.config import AppConfig, Device, KvUpdate, ModelConfig
+from orchestrator.config import AppConfig, Device, KvUpdate, ModelConfig, ModelSource
 from orchestrator.errors import ConfigError
 from orchestrator.fleet.plan import make_plan
+from orchestrator.models import sources
 
 
 def app_of(replicas: int, size: int, device: Device, each: float = 1.0) -> AppConfig:
@@ -27,7 +28,7 @@ def test_a_plan_fits_the_cluster_or_is_refused(nodes, replicas, size, device) ->
     shape = ClusterShape(tuple(nodes))
     app = app_of(replicas, size, device)
     try:
-        plan = make_plan(app, shape, model="/m", heads=None, scratch="/s")
+        plan = make_plan(app, shape, model="/m", scratch="/s")
     except ConfigError as error:
         too_many = replicas * size > shape.total(device)
         assert too_many or (device is Device.cpu and size > shape.largest(device))
@@ -44,20 +45,19 @@ def test_a_plan_fits_the_cluster_or_is_refused(nodes, replicas, size, device) ->
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(2, 64))
 def test_heads_are_split_evenly_or_refused(attention, kv, size) -> None:
-    app = app_of(1, size, Device.gpu)
-    shape = ClusterShape((Node(cpus=1, gpus=64),))
-    fits = attention % size == 0 and (kv % size == 0 or size % kv == 0)
-    if fits:
-        make_plan(app, shape, model="/m", heads=(attention, kv), scratch="/s")
+    model = ModelConfig(name="m", source=ModelSource.tiny, tiny={})
+    heads = {"num_attention_heads": attention, "num_key_value_heads": kv}
+    if attention % size == 0 and (kv % size == 0 or size % kv == 0):
+        sources._check_heads(model, heads, size)
     else:
         with pytest.raises(ConfigError, match="does not divide"):
-            make_plan(app, shape, model="/m", heads=(attention, kv), scratch="/s")
+            sources._check_heads(model, heads, size)
 
 
 def test_stock_is_plain_vllm() -> None:
     app = app_of(2, 1, Device.cpu)
     app.fast_cold_start = False
-    plan = make_plan(app, ClusterShape((Node(8),)), model="/m", heads=None, scratch="/s")
+    plan = make_plan(app, ClusterShape((Node(8),)), model="/m", scratch="/s")
     assert not plan.share_graphs
     for replica in plan.replicas:
         assert "additional_config" not in replica.spec.args
@@ -69,12 +69,12 @@ def test_stock_is_plain_vllm() -> None:
 def test_the_mode_reaches_vllms_key() -> None:
     app = app_of(1, 1, Device.cpu)
     app.cold_start.kv_update = KvUpdate.inline
-    plan = make_plan(app, ClusterShape((Node(8),)), model="/m", heads=None, scratch="/s")
+    plan = make_plan(app, ClusterShape((Node(8),)), model="/m", scratch="/s")
     assert plan.replicas[0].spec.args["additional_config"] == {
         "orchestrator": {"kv_update": "inline", "trace_once": True}
     }
 
 
 def test_a_plan_travels_through_ray() -> None:
-    plan = make_plan(app_of(2, 2, Device.gpu), ClusterShape((Node(8, 4),)), model="/m", heads=None, scratch="/s")
+    plan = make_plan(app_of(2, 2, Device.gpu), ClusterShape((Node(8, 4),)), model="/m", scratch="/s")
     assert cloudpickle.loads(cloudpickle.dumps(plan)) == plan
