@@ -97,7 +97,7 @@ class Registry:
         return await self._offer(key, self._entries.setdefault(key, _Entry()))
 
     async def fetch_turn(self, key: str, who: str, wait_s: float) -> bool:
-        """Wait until it is this node's turn to fetch a large bundle (see transfer_slots.py); False after `wait_s` seconds.
+        """Wait for this node's turn to fetch a large bundle (see transfer_slots.py); False after `wait_s` seconds.
 
         A key that is not known (after a restart) gets no entry by this: it would take a leader's word from it.
         """

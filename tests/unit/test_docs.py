@@ -11,10 +11,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # not CHANGELOG.md, which has old names
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]  # CHANGELOG.md has old names
 FILE = re.compile(r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|yaml|json|lock))?)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
