@@ -19,6 +19,7 @@ from orchestrator.errors import EngineStartError
 from orchestrator.fleet import replica as fleet
 from orchestrator.fleet.plan import ReplicaPlan
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
+from orchestrator.serve import callback
 from tests.start_contract import POINTS, Cache, Others, Point, check
 from tests.waiting import HANG_S
 
@@ -186,3 +187,12 @@ def test_a_report_is_completed_from_durations_of_another_clock() -> None:
     assert whole.first_token_s == 7.5
     late = here.since_request(placement_s=0.0, whole_s=1.0)  # less than its parts: nothing is negative
     assert [p.seconds for p in late.phases] == [0.0, 0.0, 1.0, 2.0]
+
+
+def test_the_hosts_say_nothing_twice() -> None:
+    """What both need is in engine/start.py: they have no six lines in common."""
+    hosts = (fleet, serve_hook, callback)
+    lines = [[line.strip() for line in Path(host.__file__).read_text().splitlines() if line.strip()] for host in hosts]
+    runs = [{tuple(text[i : i + 6]) for i in range(len(text) - 5)} for text in lines]
+    assert not runs[0] & (runs[1] | runs[2])
+    assert not runs[1] & runs[2]
