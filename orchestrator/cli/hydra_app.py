@@ -117,7 +117,7 @@ class HydraApp:
 
     def _one(self, cfg: DictConfig, settings: HydraConf, folder: Path) -> None:
         app = load(cfg, sources.search_path(settings))  # what is wrong with it is told before anything is imported
-        with Progress(self._console) as progress:
+        with Progress(self._console, folder / "progress.log") as progress:
             done = self._job.work(app, folder, progress)
             self._ending.done(done.figures)
             if done.write is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 import rich.progress
@@ -14,10 +16,11 @@ class Progress:
 
     Attributes:
         console: for what is printed besides.
+        log: a file that keeps the lines. A job that is killed has told its figures so far.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, log: Path) -> None:
+        self.console, self.log = console, log
         self._status = console.status("starting")
         self._began = time.monotonic()
         self._last: dict[str, str] = {}
@@ -56,3 +59,5 @@ class Progress:
         elapsed = time.monotonic() - self._began
         self._status.update(f"{who}: {what}")
         self.console.log(f"[dim]{elapsed:6.1f} s[/] [bold]{who}[/] {what}", highlight=False)
+        with suppress(OSError), self.log.open("a") as log:
+            log.write(f"{elapsed:.1f} s {who} {what}\n")

@@ -68,6 +68,24 @@ def test_all_well(batch: Batch, tmp_path: Path) -> None:
     assert (tmp_path / "far" / "day" / "time").is_dir()
 
 
+def test_what_a_job_told_is_kept_as_it_goes(tmp_path: Path) -> None:
+    """A benchmark that is killed has lost its report, and not the figures that it had."""
+    folder = tmp_path / "out"
+    program = (
+        "import os, signal\n"
+        "from rich.console import Console\n"
+        "from pathlib import Path\n"
+        "from orchestrator.cli.progress import Progress\n"
+        f"with Progress(Console(stderr=True), Path({str(folder)!r})) as progress:\n"
+        "    progress.say('bench', 'round 0, stock_cold: 82.0 s')\n"
+        "    progress.say('bench', 'round 0, stock_cold: 82.0 s')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], timeout=HANG_S, check=False)
+    (kept,) = folder.read_text().splitlines()
+    assert kept.endswith(" s bench round 0, stock_cold: 82.0 s")
+
+
 def test_a_failed_upload_fails_a_job_that_was_well_and_keeps_its_figures(batch: Batch) -> None:
     code, result, err = ended(batch(f"upload={NOWHERE}"))
     assert (code, result["ok"], result["answered"]) == (1, False, 1)
