@@ -45,6 +45,10 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "a start for each fault and host; tests/unit/test_start.py has them over fakes": ("engine/test_start.py",),
     "two ranks on two cores are slow": ("engine/test_sharing.py::test_tensor_parallel_ranks_share_too",),
+    "tests/unit shows the same without Ray": (
+        "ray/test_jobs.py::test_a_report_that_cannot_be_written_keeps_the_figures",
+        "ray/test_sweeps.py::test_cells_run_models_and_engines_of_ones_own",
+    ),
     "tests/ray shows the same with the fake engine": (
         "engine/test_warm.py",
         "engine/test_two_nodes.py",
