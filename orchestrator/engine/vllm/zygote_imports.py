@@ -6,30 +6,33 @@ Imported for its effect, once, in the zygote; see fork_context.py.
 from contextlib import suppress
 
 import torch
-import vllm.compilation.backends
-import vllm.compilation.caching
-import vllm.compilation.decorators
-import vllm.compilation.piecewise_backend
-import vllm.model_executor.models.llama
-import vllm.v1.engine.async_llm
-import vllm.v1.engine.core
-import vllm.v1.executor.multiproc_executor
-from vllm.platforms import current_platform
-from vllm.plugins import load_general_plugins
 
-import orchestrator.engine.vllm.engine  # noqa: F401
 from orchestrator import compat
 from orchestrator.compat import table
-from orchestrator.engine.vllm import cuda_driver, fork_context
+from orchestrator.engine.vllm import cuda_driver, device_answers, fork_context
 
-if current_platform.is_cpu():
-    import vllm.v1.worker.cpu_worker
-else:
-    import vllm.v1.worker.gpu_worker  # noqa: F401
+with device_answers.from_another_process():
+    import vllm.compilation.backends
+    import vllm.compilation.caching
+    import vllm.compilation.decorators
+    import vllm.compilation.piecewise_backend
+    import vllm.model_executor.models.llama
+    import vllm.v1.engine.async_llm
+    import vllm.v1.engine.core
+    import vllm.v1.executor.multiproc_executor
+    from vllm.platforms import current_platform
+    from vllm.plugins import load_general_plugins
 
-for module in (table.DEFAULT_WORKER, table.AOT_MODULE, table.COMPILE_MODULE, table.STANDALONE_MODULE):
-    compat.load(module)
-load_general_plugins()
+    import orchestrator.engine.vllm.engine  # noqa: F401
+
+    if current_platform.is_cpu():
+        import vllm.v1.worker.cpu_worker
+    else:
+        import vllm.v1.worker.gpu_worker  # noqa: F401
+
+    for module in (table.DEFAULT_WORKER, table.AOT_MODULE, table.COMPILE_MODULE, table.STANDALONE_MODULE):
+        compat.load(module)
+    load_general_plugins()
 # Each of these takes half a second, once; what they return is remembered, here and in every fork.
 with suppress(compat.Gone):
     compat.get(table.TORCH_KEY)()
