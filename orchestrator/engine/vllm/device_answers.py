@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,11 +24,14 @@ import torch
 
 from orchestrator import compat
 from orchestrator.compat import table
+from orchestrator.engine.vllm import cuda_driver
 
 PROGRAM = Path(__file__).with_name("read_devices.py")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _READ_S = 120.0  # imports torch on a slow disk, and CUDA of a node with many GPUs
+_INSTEAD = "set cold_start.preload=false"
 _ADDRESSES = {"uuid", "pci_bus_id", "pci_device_id", "pci_domain_id"}
+_answering = False
 
 
 class Devices:
@@ -102,20 +105,36 @@ class Devices:
         return self._facts or []
 
     def _refuse(self, why: str) -> None:
-        self.refusal = self.refusal or f"{why}; set cold_start.preload=false"
+        self.refusal = self.refusal or f"{why}; {_INSTEAD}"
         raise SystemExit(self.refusal)  # no module should take it for an answer
 
 
 @contextmanager
-def from_another_process() -> Iterator[None]:
-    """Answer torch's questions about GPUs without CUDA; where torch is not built for NVIDIA's, nothing happens.
+def imports_without_a_device() -> Iterator[None]:
+    """Import in this, before forks: torch's questions about GPUs are answered without CUDA.
+
+    One inside another is one. Where torch is not built for NVIDIA's GPUs nobody needs an answer.
 
     Raises:
-        SystemExit: a fork might find another answer than the imports.
+        SystemExit: a fork would be broken, or might find another answer than the imports.
     """
-    if torch.version.cuda is None:
+    global _answering
+    if _answering:
         yield
         return
+    _answering = True
+    try:
+        with _answers() if torch.version.cuda else nullcontext():
+            yield
+    finally:
+        _answering = False
+    # A fork of an initialised CUDA is broken: better no zygote than a broken engine.
+    if touched := "torch has initialised CUDA" if torch.cuda.is_initialized() else cuda_driver.initialised():
+        raise SystemExit(f"importing vLLM touched a GPU ({touched}); {_INSTEAD}")
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
     devices = Devices()
     answers: dict[table.Name, Callable[..., Any]] = {
         table.DEVICE_COUNT: devices.count,

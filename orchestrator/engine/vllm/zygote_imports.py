@@ -5,13 +5,11 @@ Imported for its effect, once, in the zygote; see fork_context.py.
 
 from contextlib import suppress
 
-import torch
-
 from orchestrator import compat
 from orchestrator.compat import table
-from orchestrator.engine.vllm import cuda_driver, device_answers, fork_context
+from orchestrator.engine.vllm import device_answers, fork_context
 
-with device_answers.from_another_process():
+with device_answers.imports_without_a_device():
     import vllm.compilation.backends
     import vllm.compilation.caching
     import vllm.compilation.decorators
@@ -33,15 +31,12 @@ with device_answers.from_another_process():
     for module in (table.DEFAULT_WORKER, table.AOT_MODULE, table.COMPILE_MODULE, table.STANDALONE_MODULE):
         compat.load(module)
     load_general_plugins()
-# Each of these takes half a second, once; what they return is remembered, here and in every fork.
-with suppress(compat.Gone):
-    compat.get(table.TORCH_KEY)()
-with suppress(compat.Gone):
-    if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
-        compat.get(table.SYSTEM)()
-# A fork of an initialised CUDA is broken: better no zygote than a broken engine.
-if touched := "torch has initialised CUDA" if torch.cuda.is_initialized() else cuda_driver.initialised():
-    raise SystemExit(f"importing vLLM touched a GPU ({touched}); set cold_start.preload=false")
+    # Each of these takes half a second, once; what they return is remembered, here and in every fork.
+    with suppress(compat.Gone):
+        compat.get(table.TORCH_KEY)()
+    with suppress(compat.Gone):
+        if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
+            compat.get(table.SYSTEM)()
 compat.check()  # forks know the result
 
 
