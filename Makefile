@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all unit ray engine check setup versions peer lock clean
+.PHONY: run test test-all unit ray engine check setup gpu-rehearsal versions peer lock clean
 
 run: $(VENV)/.run
 	$(BIN)/python jobs/run.py graph_cache=per_run $(ARGS)
@@ -26,6 +26,10 @@ check: $(VENV)/.dev
 DEVICE ?= cpu
 setup:
 	@$(PYTHON) deploy/install.py $(VENV) --device $(DEVICE) $(ARGS)
+
+# Optional: what a GPU node's zygote does, with the environment that `make setup DEVICE=gpu` made; a GPU is not needed.
+gpu-rehearsal:
+	@$(BIN)/python tests/gpu/rehearsal.py
 
 ASKED := requirements-cpu.lock pyproject.toml setup.py deploy/install.py
 $(VENV)/.run: $(ASKED)

@@ -20,6 +20,7 @@ class Feature:
 
 FORKS = Feature("forked engine processes", "EngineCore and workers import vLLM by themselves, for several seconds")
 PRELOAD = Feature("preloaded modules", "each fork imports them by itself")
+NO_DEVICE_AT_IMPORT = Feature("imports without a device", "with FlashInfer the zygote ends, and nothing is forked")
 MODEL_LOOK = Feature("model class looked at in place", "vLLM starts a subprocess for it, for 9 s")
 LOG = Feature("log as told", "the timeline lacks vLLM's own lines, and receipts cannot confirm a hit")
 THREADS = Feature("threads of forks", "Inductor compiles in a fork with the threads that the zygote found")

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from orchestrator.compat import lookup
@@ -92,6 +92,35 @@ def replaced(name: Name, make: Callable[[Any], Any]) -> Iterator[bool]:
             step()
         if not known:
             del lookup.originals[name]
+
+
+@contextmanager
+def answered(name: Name, answer: Callable[..., Any]) -> Iterator[bool]:
+    """Have a function answer something else for a while, whoever holds it and whoever gets hold of it meanwhile.
+
+    It stays the same object, and its code is exchanged: Dynamo and Triton keep torch's functions in lists and objects
+    of their own, which `replaced` does not reach, and would keep ours.
+    """
+    if _findings(name, lookup.fault(name, load=True)):
+        yield False
+        return
+    plain = lookup.raw(*lookup.owner_of(name))
+    if not isinstance(plain, FunctionType) or plain.__closure__:
+        _findings(name, f"{name} is no plain function")
+        yield False
+        return
+    before = plain.__code__, plain.__defaults__, plain.__kwdefaults__
+    lookup.originals[name] = FunctionType(plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__)
+    plain.__code__, plain.__defaults__, plain.__kwdefaults__ = _forward.__code__, None, {"_answer": answer}
+    try:
+        yield True
+    finally:
+        plain.__code__, plain.__defaults__, plain.__kwdefaults__ = before
+        del lookup.originals[name]
+
+
+def _forward(*words: Any, _answer: Callable[..., Any], **named: Any) -> Any:
+    return _answer(*words, **named)
 
 
 def _replace(name: Name, make: Callable[[Any], Any]) -> list[Callable[[], None]]:

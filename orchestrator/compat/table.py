@@ -18,6 +18,7 @@ class Use(Enum):
 
     patched = "patched"  # for good, in this process
     replaced = "replaced for a moment"
+    answered = "answered for a moment"
     set = "set"  # a value, no code
     called = "called"
     read = "read"
@@ -113,6 +114,13 @@ DEFAULT_WORKER = Name("ray._private.workers.default_worker", "", Use.imported, (
 AOT_MODULE = Name("torch._dynamo.aot_compile", "", Use.imported, (f.PRELOAD,), "what a load or a compile imports")
 COMPILE_MODULE = Name("torch._inductor.compile_fx", "", Use.imported, (f.PRELOAD,), "what a load or a compile imports")
 STANDALONE_MODULE = Name("torch._inductor.standalone_compile", "", Use.imported, (f.PRELOAD,), "what a load or a compile imports")
+# engine/vllm/device_answers.py: the functions stay the same objects, and answer something else while the zygote imports
+DEVICE_COUNT = Name("torch.cuda", "device_count", Use.answered, (f.NO_DEVICE_AT_IMPORT,), "FlashInfer's import asks", "")
+DEVICE_AVAILABLE = Name("torch.cuda", "is_available", Use.answered, (f.NO_DEVICE_AT_IMPORT,), "Triton, tvm_ffi and FlashInfer ask", "")
+DEVICE_CURRENT = Name("torch.cuda", "current_device", Use.answered, (f.NO_DEVICE_AT_IMPORT,), "what an import may ask", "")
+DEVICE_PROPERTIES = Name("torch.cuda", "get_device_properties", Use.answered, (f.NO_DEVICE_AT_IMPORT,), "FlashInfer's import asks", "device")
+DEVICE_CAPABILITY = Name("torch.cuda", "get_device_capability", Use.answered, (f.NO_DEVICE_AT_IMPORT,), "FlashInfer's import asks", "device")
+DEVICE_NAME = Name("torch.cuda", "get_device_name", Use.answered, (f.NO_DEVICE_AT_IMPORT,), "what an import may ask", "device")
 
 # Ray: cluster/ray_start.py, serve/
 RAY_PARAMS = Name("ray._private.parameter", "RayParams", Use.replaced, (f.RAY_PORTS,), "give Ray's agents ports that are free", None, PORTS)

@@ -140,6 +140,23 @@ def test_a_patch_for_a_while_leaves_everything_as_it_was(library, noted: list[st
     assert not lookup.originals
 
 
+def test_an_answer_for_a_while_reaches_whoever_holds_the_function(library, noted: list[str]) -> None:
+    entry, kept = name("function", "graph, ops"), [library.function]
+    with compat.answered(entry, lambda graph, ops: f"ours {graph} {ops}") as done:
+        assert done
+        assert {f(1, ops=2) for f in (library.function, sys.modules["somebody"].function, *kept)} == {"ours 1 2"}
+        assert lookup.fault(entry, load=True) == ""  # the original counts
+    assert library.function is original_function
+    assert (kept[0](1, 2), lookup.originals, noted) == ("original", {}, [])
+    for wrong, line in (
+        (name("function", "graph"), "home.function takes (graph, ops), we know (graph)"),
+        (name("Original"), "home.Original is no plain function"),
+    ):
+        with compat.answered(wrong, lambda *words: "ours") as done:
+            assert not done
+        assert noted.pop() == f"our feature off: {line}"
+
+
 def test_findings_reach_the_receipt_the_table_and_the_page(tmp_path: Path) -> None:
     log = timeline.EventLog(tmp_path / "events.jsonl")
     line = "short profile off: CPUModelRunner.profile_run is gone"

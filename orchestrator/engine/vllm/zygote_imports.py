@@ -5,40 +5,38 @@ Imported for its effect, once, in the zygote; see fork_context.py.
 
 from contextlib import suppress
 
-import torch
-import vllm.compilation.backends
-import vllm.compilation.caching
-import vllm.compilation.decorators
-import vllm.compilation.piecewise_backend
-import vllm.model_executor.models.llama
-import vllm.v1.engine.async_llm
-import vllm.v1.engine.core
-import vllm.v1.executor.multiproc_executor
-from vllm.platforms import current_platform
-from vllm.plugins import load_general_plugins
-
-import orchestrator.engine.vllm.engine  # noqa: F401
 from orchestrator import compat
 from orchestrator.compat import table
-from orchestrator.engine.vllm import cuda_driver, fork_context
+from orchestrator.engine.vllm import device_answers, fork_context
 
-if current_platform.is_cpu():
-    import vllm.v1.worker.cpu_worker
-else:
-    import vllm.v1.worker.gpu_worker  # noqa: F401
+with device_answers.imports_without_a_device():
+    import vllm.compilation.backends
+    import vllm.compilation.caching
+    import vllm.compilation.decorators
+    import vllm.compilation.piecewise_backend
+    import vllm.model_executor.models.llama
+    import vllm.v1.engine.async_llm
+    import vllm.v1.engine.core
+    import vllm.v1.executor.multiproc_executor
+    from vllm.platforms import current_platform
+    from vllm.plugins import load_general_plugins
 
-for module in (table.DEFAULT_WORKER, table.AOT_MODULE, table.COMPILE_MODULE, table.STANDALONE_MODULE):
-    compat.load(module)
-load_general_plugins()
-# Each of these takes half a second, once; what they return is remembered, here and in every fork.
-with suppress(compat.Gone):
-    compat.get(table.TORCH_KEY)()
-with suppress(compat.Gone):
-    if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
-        compat.get(table.SYSTEM)()
-# A fork of an initialised CUDA is broken: better no zygote than a broken engine.
-if touched := "torch has initialised CUDA" if torch.cuda.is_initialized() else cuda_driver.initialised():
-    raise SystemExit(f"importing vLLM touched a GPU ({touched}); set cold_start.preload=false")
+    import orchestrator.engine.vllm.engine  # noqa: F401
+
+    if current_platform.is_cpu():
+        import vllm.v1.worker.cpu_worker
+    else:
+        import vllm.v1.worker.gpu_worker  # noqa: F401
+
+    for module in (table.DEFAULT_WORKER, table.AOT_MODULE, table.COMPILE_MODULE, table.STANDALONE_MODULE):
+        compat.load(module)
+    load_general_plugins()
+    # Each of these takes half a second, once; what they return is remembered, here and in every fork.
+    with suppress(compat.Gone):
+        compat.get(table.TORCH_KEY)()
+    with suppress(compat.Gone):
+        if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
+            compat.get(table.SYSTEM)()
 compat.check()  # forks know the result
 
 
