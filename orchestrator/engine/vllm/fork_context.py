@@ -20,6 +20,7 @@ from contextlib import suppress
 from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
+from types import FunctionType
 from typing import Any
 
 from orchestrator import compat
@@ -162,9 +163,16 @@ def forget_device() -> None:
             own = (part for part in vars(module).values() if isinstance(part, type) and part.__module__ == name)
             for holder in (module, *own):
                 for part in vars(holder).values():
-                    clear = getattr(getattr(part, "__func__", part), "cache_clear", None)  # a class method's, too
-                    if callable(clear):
-                        clear()
+                    plain = getattr(part, "__func__", part) if isinstance(part, classmethod) else part
+                    if hasattr(
+                        type(plain), "cache_clear"
+                    ):  # not asked of the object: vLLM's platform logs what it lacks
+                        plain.cache_clear()
+
+
+def _remembers(part: Any) -> bool:
+    """Looked up without asking the object itself: vLLM's platform logs a warning for what it has not got."""
+    return hasattr(type(part), "cache_clear") or (isinstance(part, FunctionType) and "cache_clear" in vars(part))
 
 
 def _adopt_environment() -> None:
