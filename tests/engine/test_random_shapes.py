@@ -26,7 +26,7 @@ FEW = [(kind, number) for kind in whole.SHAPE_KINDS for number in (2, 9)]
 
 def dense(draw: Random) -> dict[str, Any]:
     kv_heads = draw.choice([1, 2, 3, 4])
-    return {
+    found = {
         "model_type": draw.choice(["llama", "qwen3"]),
         "hidden_size": 32 * draw.randint(2, 8),
         "intermediate_size": 32 * draw.randint(2, 12),
@@ -35,6 +35,9 @@ def dense(draw: Random) -> dict[str, Any]:
         "head_dim": draw.choice([32, 64, 80, 96, 112, 128]),
         "tie_word_embeddings": draw.random() < 0.3,
     }
+    if found["hidden_size"] % found["num_attention_heads"]:  # transformers refuses it for Llama
+        found["hidden_size"] = 32 * found["num_attention_heads"]
+    return found
 
 
 def moe(draw: Random) -> dict[str, Any]:
