@@ -163,10 +163,8 @@ def forget_device() -> None:
             own = (part for part in vars(module).values() if isinstance(part, type) and part.__module__ == name)
             for holder in (module, *own):
                 for part in vars(holder).values():
-                    plain = getattr(part, "__func__", part) if isinstance(part, classmethod) else part
-                    if hasattr(
-                        type(plain), "cache_clear"
-                    ):  # not asked of the object: vLLM's platform logs what it lacks
+                    plain: Any = part.__func__ if isinstance(part, (classmethod, staticmethod)) else part
+                    if callable(plain) and _remembers(plain):
                         plain.cache_clear()
 
 
