@@ -44,10 +44,10 @@ class GraphCacheClient:
     events: EventLog
     _factors: Mapping[str, str] = field(default_factory=dict)
     _leads: bool = False
-    _stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.registry = self.settings.registry
+        self._stop = threading.Event()
         self._who = f"{self.replica}/{secrets.token_hex(4)}"  # names come again, in the next run and after a restart
 
     def restore(self, factors: Mapping[str, str], cache_root: Path, unshared: str = "") -> Receipt:
@@ -168,7 +168,8 @@ class GraphCacheClient:
                     return memoryview(np.asarray(ray.get(answer["ref"][0], timeout=_CALL_S)).data), "memory"
             except RayError:  # its owner, the registry, is gone or restarted
                 pass
-        found = Store(self.settings.store).load(key, str(answer["header"].get("bundle", "")))
+        name = str(answer["header"].get("bundle", ""))  # without one it was in memory alone; the newest is another's
+        found = Store(self.settings.store).load(key, name) if name else None
         if found is None:
             raise FileNotFoundError(f"neither the object store nor {self.settings.store} has it")
         return memoryview(found.data), "store"
