@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 
@@ -104,10 +105,8 @@ async def publish_durable_whatever_the_disk_says(
     if found is None:
         return False
     name = ""
-    try:
+    with suppress(OSError):
         name = await asyncio.to_thread(self._store.save, key, generation, memoryview(data))
-    except OSError:
-        pass
     if not self._leads(found, generation, who):
         return False
     found.header = {**header, "generation": generation, "durable": True, "bundle": name}
@@ -189,7 +188,7 @@ FAULTS: dict[str, Callable[[], list[Any]]] = {
     "no grace, and no second look of a reader": patches(
         (Store, "_tidy", delete_older_at_once), (Store, "load", load_without_a_second_look)
     ),
-    "a leader that was replaced while it saved publishes": patches((Registry, "publish", publish_without_a_second_look)),
+    "a leader that was replaced meanwhile publishes": patches((Registry, "publish", publish_without_a_second_look)),
     "a full disk is taken for a durable copy": patches((Registry, "publish", publish_durable_whatever_the_disk_says)),
     "an evicted key begins at generation 1 again": patches((Registry, "evict", evict_and_forget_the_generation)),
     "each who asks loads the bundle": patches((Registry, "_served", load_for_each)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class Disk:
         self.objects: dict[str, Object] = {}
         self.full_until = -1.0
         self.evicted: set[str] = set()  # names
+        self.forget: Callable[[str], None] = lambda _: None  # told of each eviction
         self.reads: dict[tuple[object, str], int] = {}  # open reads of whole bundles, by process and path
 
     def step(self) -> None:
@@ -108,6 +110,7 @@ class _Files:
             if self.disk.there(name):
                 self.disk.remove(name)
                 self.disk.evicted.add(name.rpartition("/")[2])
+                self.disk.forget(path.rpartition("/")[2])
             self.disk.step()
 
 

@@ -264,10 +264,10 @@ class Threading:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def Event(self) -> Event:  # noqa: N802
+    def Event(self) -> Event:
         return Event(self._world)
 
-    def Thread(self, target: Callable[..., object], args: tuple[Any, ...], daemon: bool) -> Any:  # noqa: N802
+    def Thread(self, target: Callable[..., object], args: tuple[Any, ...], daemon: bool) -> Any:
         process = self._world.current
         assert process is not None
         starter = type("Thread", (), {"start": lambda _: process.thread(lambda: target(*args))})
@@ -324,7 +324,9 @@ class Actor:
     def _deliver(self, call: Call, name: str, words: tuple[Any, ...], retries: int) -> None:
         process = self.process
         if process is None or not process.alive or self.methods is None:
-            self.world.at(self.world.now + 0.5, self.outside, self._deliver, call, name, words, retries)  # it is to come
+            self.world.at(
+                self.world.now + 0.5, self.outside, self._deliver, call, name, words, retries
+            )  # it is to come
             return
         self.world.at(self.world.now, process, self._execute, process, call, name, words)
         # Ray sees that an actor dies, and sends its open calls again
