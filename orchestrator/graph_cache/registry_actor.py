@@ -38,6 +38,7 @@ def connect(namespace: str, store_uri: str, lease_s: float, lead_s: float, max_b
     It uses no CPU of the cluster's and outlives its driver.
     """
     store = store_uri if "://" in store_uri else os.path.abspath(store_uri)
+    lease_s, lead_s = float(lease_s), float(lead_s)  # 30 and 30.0 are one lease
     code = keys.source_digest(Path(__file__).parent)  # a driver of another version does not talk to this one
     identity = hashlib.sha256(json.dumps([store, lease_s, lead_s, max_bytes, code]).encode()).hexdigest()
     options = cluster_wide(f"{NAME}-{identity[:16]}", namespace) | {"max_concurrency": _CALLS}
