@@ -7,7 +7,7 @@ import: Ray, time, threads, the storage's file system, and a node's folder of in
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ class Run:
         self.nodes: dict[str, dict[str, bytes]] = defaultdict(dict)
         self.tampered = False
         self.receipts: dict[str, Receipt | None] = {}
-        self.replicas: list[tuple[Process, str]] = []
+        self.replicas: list[tuple[Process, str, Callable[[], None]]] = []  # with a way to start each again
 
     def play(self) -> None:
         """From the first start to the end of the last, with checks all along.
@@ -225,7 +225,7 @@ class Run:
         """A replica's start: restore, load or compile, publish."""
         draw, process = self.world.random, Process(self.world, name)
         self.receipts[name] = None
-        self.replicas.append((process, name))
+        self.replicas.append((process, name, lambda: self._replica(cluster, name, number, draw.uniform(0.1, 20.0))))
         key_file, root = self.graphs.key_file, self.graphs.folder / name
         node = f"{cluster.number}-{draw.randrange(2)}"
         settings = CacheSettings(cluster.actor, "sim", key_file, LIMITS, WAIT_S, LEASE_S, node, 1 << 20)
@@ -278,8 +278,8 @@ class Run:
         if cluster.actor.process is not None and cluster.actor.process.alive and not often:
             cluster.restart()
 
-    def _someone(self) -> tuple[Process, str] | None:
-        alive = [(process, name) for process, name in self.replicas if process.alive and self.receipts[name] is None]
+    def _someone(self) -> tuple[Process, str, Callable[[], None]] | None:
+        alive = [found for found in self.replicas if found[0].alive and self.receipts[found[1]] is None]
         return self.world.random.choice(alive) if alive else None
 
     def _kill_replica(self, _: Cluster) -> None:
@@ -288,6 +288,8 @@ class Run:
             del self.receipts[found[1]]
             for key in KEYS:
                 self.forgiven[key] += 1
+            if self.world.random.random() < 0.5:
+                found[2]()
 
     def _stop_replica(self, _: Cluster) -> None:
         if (found := self._someone()) is not None:
