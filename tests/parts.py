@@ -26,7 +26,7 @@ OUT = ROOT / "build" / "tests"
 CORES = len(os.sched_getaffinity(0))
 # Engines come last, and one after the other: each start takes all cores.
 PARTS = {
-    "unit": ["tests/unit", "-n", str(min(CORES, 8)), "--dist", "loadfile"],
+    "unit": ["tests/unit", "tests/simulation", "-n", str(min(CORES, 8)), "--dist", "loadfile"],
     "ray": ["tests/ray", "-n", str(min(CORES, 4)), "--dist", "loadfile"],
     "engine": ["tests/engine", "tests/gpu"],
 }

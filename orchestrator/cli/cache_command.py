@@ -90,16 +90,16 @@ def _explain(options: argparse.Namespace, store: Store) -> int:
     if options.other:
         other = _one(store, options.other)[0]
     elif others:
-        other = min(others, key=lambda k: len(key.differing(header["factors"], others[k]["factors"])))
+        other = min(others, key=lambda k: len(key.differing(_factors(header), _factors(others[k]))))
     else:
         console.print(f"{name[:12]} is the only entry.")
         return 0
-    theirs = _one(store, other)[1]["factors"]
+    ours, theirs = _factors(header), _factors(_one(store, other)[1])
     table = Table(title=f"Why {name[:12]} is not {other[:12]}", title_justify="left")
     for column in ("factor", name[:12], other[:12]):
         table.add_column(column, overflow="fold")
-    for factor in key.differing(header["factors"], theirs):
-        table.add_row(factor, header["factors"].get(factor, "-"), theirs.get(factor, "-"))
+    for factor in key.differing(ours, theirs):
+        table.add_row(factor, ours.get(factor, "-"), theirs.get(factor, "-"))
     console.print(table)
     return 0
 
@@ -111,11 +111,11 @@ def _verify(options: argparse.Namespace, store: Store) -> int:
     limits = bundle.Limits(1 << 40, 1 << 30)
     for name in _names(store, options.key):
         try:
-            data = store.load(name)
-            if data is None:
+            found = store.load(name)
+            if found is None:
                 raise OrchestratorError("its bundle is missing")
-            bundle.verify(memoryview(data), signing, name, limits)
-            console.print(f"{name[:12]} [green]authentic[/], {len(data)} bytes")
+            bundle.verify(memoryview(found.data), signing, name, limits)
+            console.print(f"{name[:12]} [green]authentic[/], {len(found.data)} bytes")
         except OrchestratorError as error:
             bad += 1
             console.print(f"{name[:12]} [red]REFUSED[/]: {error}")
@@ -129,6 +129,11 @@ def _evict(options: argparse.Namespace, store: Store) -> int:
         store.delete(name)
         console.print(f"{name[:12]} deleted")
     return 0
+
+
+def _factors(header: dict[str, Any]) -> dict[str, str]:
+    """A damaged entry has none."""
+    return dict(header.get("factors", {}))
 
 
 def _names(store: Store, wanted: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,6 +30,7 @@ from orchestrator.errors import ArtifactRefused, ConfigError
 
 MAGIC = b"ORCHGRAPH1"
 _MAX_HEADER = 1 << 20
+HEADER_WITHIN = 1 << 18  # bytes from a bundle's beginning that hold any real header
 _TEMPORARY = "tmp.pid_"  # Triton's; the others end in .tmp
 KEY_ENV = "ORCHESTRATOR_SIGNING_KEY"
 
@@ -137,6 +139,17 @@ def manifest_of(data: memoryview, key: bytes | None = None) -> Manifest:
     if key is not None and not hmac.compare_digest(_sign(key, header), signature):
         raise _refused("its signature is not by this cluster's key")
     return Manifest(**json.loads(header))
+
+
+def unverified_header(beginning: memoryview) -> dict[str, Any]:
+    """What a bundle says about itself, for lists and reports; {} where it is damaged. Nothing here is authenticated."""
+    start = len(MAGIC) + 4
+    size = int.from_bytes(beginning[len(MAGIC) : start], "big")
+    try:
+        found = json.loads(bytes(beginning[start : start + size])) if bytes(beginning[: len(MAGIC)]) == MAGIC else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("factors", {}), dict) else {}
 
 
 def verify(data: memoryview, key: bytes, expected_key: str, limits: Limits) -> tuple[Manifest, memoryview]:

@@ -44,10 +44,10 @@ class GraphCacheClient:
     events: EventLog
     _factors: Mapping[str, str] = field(default_factory=dict)
     _leads: bool = False
-    _stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.registry = self.settings.registry
+        self._stop = threading.Event()
         self._who = f"{self.replica}/{secrets.token_hex(4)}"  # names come again, in the next run and after a restart
 
     def restore(self, factors: Mapping[str, str], cache_root: Path, unshared: str = "") -> Receipt:
@@ -125,8 +125,7 @@ class GraphCacheClient:
             return replace(receipt, outcome=Outcome.failed, reason=reason, waited_s=waited)
         receipt = replace(receipt, generation=answer["generation"], waited_s=waited)
         if answer["outcome"] == "lead":
-            self._leads = True
-            threading.Thread(target=self._heartbeat, args=(receipt,), daemon=True).start()
+            self._lead(receipt)
             return replace(receipt, nearest=tuple(answer["nearest"] or ()))
         try:
             source = self._install(receipt.key, answer, cache_root)
@@ -169,10 +168,11 @@ class GraphCacheClient:
                     return memoryview(np.asarray(ray.get(answer["ref"][0], timeout=_CALL_S)).data), "memory"
             except RayError:  # its owner, the registry, is gone or restarted
                 pass
-        data = Store(self.settings.store).load(key)
-        if data is None:
+        name = str(answer["header"].get("bundle", ""))  # without one it was in memory alone; the newest is another's
+        found = Store(self.settings.store).load(key, name) if name else None
+        if found is None:
             raise FileNotFoundError(f"neither the object store nor {self.settings.store} has it")
-        return memoryview(data), "store"
+        return memoryview(found.data), "store"
 
     @contextmanager
     def _turn(self, key: str, size: int) -> Iterator[None]:
@@ -195,8 +195,15 @@ class GraphCacheClient:
             generation = ray.get(call, timeout=_CALL_S)
         except Exception as error:
             return replace(receipt, reason=f"{receipt.reason}; {type(error).__name__}: {error}"[:300])
-        self._leads = bool(generation)
-        return replace(receipt, generation=generation or receipt.generation)
+        if not generation:
+            return receipt
+        receipt = replace(receipt, generation=generation)
+        self._lead(receipt)
+        return receipt
+
+    def _lead(self, receipt: Receipt) -> None:
+        self._leads = True
+        threading.Thread(target=self._heartbeat, args=(receipt,), daemon=True).start()
 
     def _pack(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> bytes:
         folders = sorted(path for path in (cache_root / AOT_FOLDER).glob("*") if path.is_dir())

@@ -15,54 +15,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import ray
-
-from orchestrator.cluster.singletons import cluster_wide
 from orchestrator.graph_cache import key as keys
-from orchestrator.graph_cache.store import Store
-from orchestrator.graph_cache.transfer_slots import Turns
+from orchestrator.graph_cache.entry import Entries, Entry
+from orchestrator.graph_cache.store import Found, Store
 
-ACTOR_NAME = "graph-registry"
-# Each replica that waits holds a call: with Ray's default of 1000, as many of them would shut the leader out, and
-# nothing would ever be published (bench=simulate). An actor without async methods would get as many threads.
-_CALLS = 100_000
 logger = logging.getLogger("orchestrator.registry")
 
 
-@dataclass
-class _Entry:
-    generation: int = 0
-    leader: str = ""
-    lease_until: float = 0.0
-    lead_until: float = 0.0  # however often it renews
-    header: dict[str, Any] = field(default_factory=dict)
-    ref: Any = None  # the bundle in the object store, owned by this actor
-    size: int = 0  # of that bundle
-    used: float = 0.0  # when it was last asked for
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    turns: Turns = field(default_factory=Turns)  # to fetch that bundle
-
-
 class Registry:
-    """hit | lead | wait per key. A plain class; `connect` makes it an actor.
+    """hit | lead | wait per key. A plain class; registry_actor.py makes it an actor.
+
+    Storage is asked in threads: a slow one does not keep a heartbeat waiting.
 
     Args:
         store_uri: where durable copies go.
         lease_s: seconds a leader may be silent before another takes over.
         lead_s: seconds a leader may take at most, silent or not.
         max_bytes: how much of the object store the served bundles may fill.
+        restarted: leaders from before may be at work: they are waited for as long as a lease lasts.
     """
 
-    def __init__(self, store_uri: str, lease_s: float, lead_s: float = 600.0, max_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, store_uri: str, lease_s: float, lead_s: float = 600.0, max_bytes: int = 1 << 30, restarted: bool = False
+    ) -> None:
         self._store = Store(store_uri)
         self._lease_s = lease_s
         self._lead_s = lead_s
-        self._max_bytes = max_bytes
-        self._entries: dict[str, _Entry] = {}
+        self._leads_from = time.monotonic() + lease_s if restarted else 0.0
+        self._entries = Entries(max_bytes)
         self._index: dict[str, dict[str, Any]] | None = None  # headers in the durable store, read once
 
     async def acquire(self, key: str, factors: dict[str, str], who: str, wait_s: float) -> dict[str, Any]:
@@ -74,27 +56,29 @@ class Registry:
             object store has no room, and the bundle is then in the durable store alone), "lead" (with `generation`
             and `nearest`, the factors that differ from the nearest entry), or "timeout" (with `leader`).
         """
-        entry = self._entries.setdefault(key, _Entry())
         deadline, waited = time.monotonic() + wait_s, False
         while True:
-            if (found := await self._offer(key, entry)) is not None:
+            if (found := await self.offer(key)) is not None:
                 return {"outcome": "hit", "waited": waited, **found}
-            now = time.monotonic()
-            if not entry.leader or now > min(entry.lease_until, entry.lead_until):
-                return {"outcome": "lead", "waited": waited, **self._lead(key, entry, factors, who)}
+            entry, now = self._entry(key), time.monotonic()
+            until = entry.led_until() if entry.leader else self._leads_from
+            if now > until or entry.leader == who:  # its first answer was lost, and it asks again
+                return {"outcome": "lead", "waited": waited, **await self._lead(key, entry, factors, who)}
             if now > deadline:
-                return {"outcome": "timeout", "waited": waited, "leader": entry.leader}
+                return {"outcome": "timeout", "waited": waited, "leader": entry.leader or "one from before a restart"}
             waited = True
             entry.changed.clear()
-            pause = min(deadline, entry.lease_until, entry.lead_until) - now + 0.01
             try:
-                await asyncio.wait_for(entry.changed.wait(), pause)
+                await asyncio.wait_for(entry.changed.wait(), min(deadline, until) - now + 0.01)
             except TimeoutError:
                 continue
 
     async def offer(self, key: str) -> dict[str, Any] | None:
         """What a hit has to install, as in `acquire`; None if there is nothing. Nobody leads by asking so."""
-        return await self._offer(key, self._entries.setdefault(key, _Entry()))
+        entry = self._entry(key)
+        if entry.leader or not await self._served(key, entry) or entry.leader or self._entries[key] is not entry:
+            return None
+        return entry.offer()
 
     async def fetch_turn(self, key: str, who: str, wait_s: float) -> bool:
         """Wait for this node's turn to fetch a large bundle (see transfer_slots.py); False after `wait_s` seconds.
@@ -109,129 +93,153 @@ class Registry:
         if (entry := self._entries.get(key)) is not None:
             entry.turns.give_back(who, copied)
 
-    def renew(self, key: str, generation: int, who: str) -> bool:
+    async def renew(self, key: str, generation: int, who: str) -> bool:
         """Heartbeat of a leader; False once it was replaced, or has led for too long."""
-        entry, now = self._led_by(key, generation, who), time.monotonic()
+        entry, now = await self._led_by(key, generation, who), time.monotonic()
         if entry is None or now > entry.lead_until:
             return False
         entry.lease_until = now + self._lease_s
         return True
 
-    def release(self, key: str, generation: int, who: str) -> None:
+    async def release(self, key: str, generation: int, who: str) -> None:
         """A leader gives up (its start failed, or nothing can be shared); the next who asks leads."""
-        if (entry := self._led_by(key, generation, who)) is not None:
-            entry.leader = ""
-            entry.changed.set()
+        if (entry := await self._led_by(key, generation, who)) is not None:
+            entry.end_lead()
 
     async def publish(self, key: str, generation: int, who: str, header: dict[str, Any], data: Any) -> bool:
         """Take a leader's bundle (bytes, or a NumPy array of them); False, and nothing changed, if it was replaced."""
-        entry = self._led_by(key, generation, who)
+        entry = await self._led_by(key, generation, who)
         if entry is None:
-            return False
-        kept = True
+            return self._entry(key).published_by == (who, generation)  # its first answer was lost
+        name = ""
         try:
-            await asyncio.to_thread(self._store.save, key, generation, memoryview(data), header)
+            name = await asyncio.to_thread(self._store.save, key, generation, memoryview(data))
         except OSError as error:
-            kept = False
             logger.warning("no durable copy of %s: %s", key[:12], error)
-        if self._led_by(key, generation, who) is None:  # replaced while the store was slow
-            return False
-        entry.header = {**header, "generation": generation, "durable": kept}
-        self._hold(key, entry, data)
-        entry.leader = ""
-        entry.changed.set()
-        return entry.ref is not None or kept
+        if not self._leads(entry, generation, who) or self._entries[key] is not entry:  # while the store was slow
+            return entry.published_by == (who, generation)
+        entry.header = {**header, "generation": generation, "durable": bool(name), "bundle": name}
+        held = self._entries.hold(key, entry, data)
+        if not held and not name:
+            entry.header = {}
+        else:
+            entry.published_by = (who, generation)
+        entry.end_lead()
+        return held or bool(name)
 
-    def replace(self, key: str, generation: int, who: str) -> int:
+    async def replace(self, key: str, generation: int, who: str) -> int:
         """Let a replica that compiled although it had restored `generation` publish what it compiled.
 
         Returns:
             The generation to publish under, or 0 if the entry is another by now, or somebody compiles it.
         """
         entry = self._entries.get(key)
+        if entry is not None and entry.leader == who:
+            return entry.generation  # its first answer was lost
         if entry is None or entry.generation != generation or entry.leader:
             return 0
-        self._lead(key, entry, {}, who)
+        self._start_lead(key, entry, entry.generation + 1, who)
         return entry.generation
 
-    def evict(self, key: str) -> bool:
+    async def evict(self, key: str) -> bool:
         """Forget an entry, here and in the durable store; False if it is being compiled, or is not there."""
-        entry = self._entries.get(key)
-        if entry is not None and entry.leader:
+        entry = self._entry(key)
+        if entry.leader:
             return False
-        known = self._store.pointer(key) is not None or (entry is not None and bool(entry.header))
-        self._entries.pop(key, None)
+        known = bool(entry.header) or await asyncio.to_thread(self._store.header, key) is not None
+        await asyncio.to_thread(self._store.delete, key)
+        if not entry.leader and self._entries[key] is entry:
+            self._entries[key] = Entry(entry.generation)  # generations go on; a load that is on its way is dropped
         (self._index or {}).pop(key, None)
-        self._store.delete(key)
         return known
 
     def held_bytes(self) -> int:
         """How much of the object store the served bundles fill."""
-        return sum(entry.size for entry in self._entries.values() if entry.ref is not None)
+        return sum(entry.size for entry in self._entries.held())
 
-    def entries(self) -> dict[str, dict[str, Any]]:
+    async def entries(self) -> dict[str, dict[str, Any]]:
         """Headers of everything published, here or in the durable store."""
         if self._index is None:
-            self._index = dict(self._store.entries())
+            found = await asyncio.to_thread(lambda: dict(self._store.entries()))
+            self._index = found if self._index is None else self._index
         live = {key: entry.header for key, entry in self._entries.items() if entry.header}
         return {**self._index, **live}
 
-    async def _offer(self, key: str, entry: _Entry) -> dict[str, Any] | None:
-        if entry.leader or not await self._served(key, entry):
-            return None
-        entry.used = time.monotonic()
-        refs = [entry.ref] if entry.ref is not None else []
-        return {"ref": refs, "header": entry.header, "generation": entry.generation}
+    def _entry(self, key: str) -> Entry:
+        return self._entries.setdefault(key, Entry())
 
-    async def _served(self, key: str, entry: _Entry) -> bool:
-        """Is there a bundle to serve? Reloads it from the durable store if it is not in memory."""
-        if entry.ref is None and not entry.leader:
-            pointer = await asyncio.to_thread(self._store.pointer, key)
-            data = await asyncio.to_thread(self._store.load, key) if pointer else None
-            if pointer is not None and data is not None and entry.ref is None and not entry.leader:
-                entry.header = {**pointer, "durable": True}
-                entry.generation = max(entry.generation, int(pointer.get("generation", 0)))
-                self._hold(key, entry, data)
-                return True
-        return entry.ref is not None
+    async def _served(self, key: str, entry: Entry) -> bool:
+        """Is there a bundle to serve? Loads it from the durable store if it is not in memory, once for all who ask."""
+        if entry.ref is not None:
+            return True
+        if entry.loading is None:
+            entry.loading = asyncio.create_task(self._load(key, entry))
+            entry.loading.add_done_callback(lambda _: setattr(entry, "loading", None))
+        return await asyncio.shield(entry.loading)
 
-    def _hold(self, key: str, entry: _Entry, data: Any) -> None:
-        """Put a bundle into the object store, and drop what was asked for least recently if there is no room."""
-        entry.ref, entry.size, entry.used = None, len(data), time.monotonic()
-        held = sorted((e for e in self._entries.values() if e.ref is not None), key=lambda e: e.used)
-        total = entry.size + sum(e.size for e in held)
-        for old in held:
-            if total > self._max_bytes and old.header.get("durable"):
-                old.ref, total = None, total - old.size
-        if total > self._max_bytes and entry.header.get("durable"):
-            return
+    async def _load(self, key: str, entry: Entry) -> bool:
+        before = entry.header
         try:
-            entry.ref, entry.turns = ray.put(np.frombuffer(data, dtype=np.uint8)), Turns()
-        except Exception as error:  # the object store is too small: the durable copy serves
-            logger.warning("%s is not held in memory: %s", key[:12], error)
+            found = await asyncio.to_thread(self._find, key, str(before.get("bundle", "")))
+        except OSError as error:
+            logger.warning("the durable store does not answer for %s: %s", key[:12], error)
+            return False
+        if entry.leader or entry.header is not before or self._entries.get(key) is not entry:
+            return bool(entry.header)  # something was published meanwhile, or evicted
+        if found is None:
+            entry.header = {}
+            return False
+        entry.header = {**found.header, "durable": True}
+        entry.generation = max(entry.generation, int(found.header["generation"]))
+        if found.data:
+            self._entries.hold(key, entry, found.data)
+        return True
 
-    def _led_by(self, key: str, generation: int, who: str) -> _Entry | None:
-        """The entry that `who` leads. After a restart of this registry nobody leads: then the one who says so does."""
+    def _find(self, key: str, name: str) -> Found | None:
+        """In a thread: the bundle of that name, or the newest; without its data where memory has no room for it."""
+        if name and (found := self._store.load(key, name)) is not None:
+            return found
+        header = self._store.header(key)
+        if header is not None and int(header["bytes"]) > self._entries.max_bytes:
+            return Found(header, b"")
+        return self._store.load(key)
+
+    async def _led_by(self, key: str, generation: int, who: str) -> Entry | None:
+        """The entry that `who` leads. A generation that is new to this registry was given before it was restarted: then
+        the one who says that it leads does so."""
         entry = self._entries.get(key)
-        if entry is None:
-            if int((self._store.pointer(key) or {}).get("generation", 0)) >= generation:
+        if entry is None or (generation > entry.generation and not entry.leader and not entry.header):
+            try:
+                header = await asyncio.to_thread(self._store.header, key)
+            except OSError:
+                header = None
+            if header is not None and int(header["generation"]) >= generation:
                 return None  # published by another, before the restart
-            entry = self._entries[key] = _Entry(generation, who)
-            entry.lease_until = time.monotonic() + self._lease_s
-            entry.lead_until = time.monotonic() + self._lead_s
-        return entry if entry.generation == generation and entry.leader == who else None
+            entry = self._entry(key)
+            if generation > entry.generation and not entry.leader and not entry.header:  # still
+                self._start_lead(key, entry, generation, who)
+        return entry if self._leads(entry, generation, who) else None
 
-    def _lead(self, key: str, entry: _Entry, factors: dict[str, str], who: str) -> dict[str, Any]:
+    def _leads(self, entry: Entry, generation: int, who: str) -> bool:
+        return entry.generation == generation and entry.leader == who
+
+    def _start_lead(self, key: str, entry: Entry, generation: int, who: str) -> None:
         if entry.leader:
             logger.warning("%s lost its lease on %s to %s", entry.leader, key[:12], who)
-        entry.generation += 1
-        entry.leader, entry.lease_until = who, time.monotonic() + self._lease_s
+        entry.generation, entry.leader = generation, who
+        entry.lease_until = time.monotonic() + self._lease_s
         entry.lead_until = time.monotonic() + self._lead_s
-        others = [keys.differing(factors, header.get("factors", {})) for header in self.entries().values()]
-        return {"generation": entry.generation, "nearest": min(others, key=len, default=None)}
+        entry.changed.set()
 
-
-def connect(namespace: str, store_uri: str, lease_s: float, lead_s: float, max_bytes: int) -> Any:
-    """The cluster's registry, started if there is none. It uses no CPU of the cluster's and outlives its driver."""
-    options = cluster_wide(ACTOR_NAME, namespace) | {"max_concurrency": _CALLS}
-    return ray.remote(Registry).options(**options).remote(store_uri, lease_s, lead_s, max_bytes)
+    async def _lead(self, key: str, entry: Entry, factors: dict[str, str], who: str) -> dict[str, Any]:
+        if entry.leader == who and time.monotonic() <= entry.led_until():
+            entry.lease_until = time.monotonic() + self._lease_s
+        else:
+            self._start_lead(key, entry, entry.generation + 1, who)
+        generation = entry.generation
+        try:
+            headers = await self.entries()
+        except OSError:
+            headers = {}
+        others = [keys.differing(factors, header.get("factors", {})) for header in headers.values()]
+        return {"generation": generation, "nearest": min(others, key=len, default=None)}

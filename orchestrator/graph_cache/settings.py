@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import AppConfig
-from orchestrator.graph_cache import bundle, registry
+from orchestrator.graph_cache import bundle, registry_actor
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def cache_settings(app: AppConfig, *, share: bool = True) -> CacheSettings:
     cache = app.graph_cache
     handle = None
     if share:
-        served = int(min(cache.max_served_mib, 0.8 * app.cluster.object_store_mib)) << 20
-        handle = registry.connect(app.cluster.namespace, cache.store, cache.lease_s, cache.wait_timeout_s, served)
+        served = cache.max_served_mib << 20  # at most: the registry looks at its node's object store
+        handle = registry_actor.connect(app.cluster.namespace, cache.store, cache.lease_s, cache.wait_timeout_s, served)
     limits = bundle.Limits(cache.max_artifact_mib << 20, cache.max_files)
     return CacheSettings(
         handle, cache.store, cache.key_file, limits, cache.wait_timeout_s, cache.lease_s,

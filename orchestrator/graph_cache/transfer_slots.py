@@ -21,10 +21,15 @@ class Turns:
 
     async def take(self, who: str, wait_s: float) -> bool:
         """Wait for a turn; False if there was none within `wait_s` seconds."""
+        if who in self._running:  # it asks again: its first answer was lost
+            return True
         try:
             await asyncio.wait_for(self._free.acquire(), wait_s)
         except TimeoutError:
             return False
+        if who in self._running:  # it asked twice, and waited twice
+            self._free.release()
+            return True
         self._running[who] = asyncio.get_running_loop().call_later(_TURN_S, self.give_back, who, False)
         return True
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import suppress
 from importlib import resources
 from typing import Any
 
-import ray
 from jinja2 import Environment
 from ray.exceptions import RayError
 
-from orchestrator.graph_cache import registry
+from orchestrator.graph_cache import registry_actor
 from orchestrator.serve.status_board import Board
 from orchestrator.timeline.colours import COLOURS
 
@@ -23,7 +23,8 @@ async def collect(namespace: str) -> dict[str, Any]:
     with suppress(RayError):  # it is being restarted, and will be told again
         replicas = await Board.connect(namespace).replicas.remote()
     with suppress(RayError, ValueError):  # nobody shares graphs
-        entries = await ray.get_actor(registry.ACTOR_NAME, namespace).entries.remote()
+        for registry in await asyncio.to_thread(registry_actor.running, namespace):
+            entries |= await registry.entries.remote()
     graphs = [
         {
             "key": key,

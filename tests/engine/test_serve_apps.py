@@ -50,7 +50,7 @@ CALLBACK_ALONE = """
 import sys, ray
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
-from orchestrator.graph_cache import registry
+from orchestrator.graph_cache import registry_actor
 
 model, store, port = sys.argv[1:]
 ray.init(address="local", num_cpus=4, include_dashboard=False)
@@ -70,7 +70,7 @@ llm = LLMConfig(
 serve.run(build_openai_app({"llm_configs": [llm]}))
 print("SERVING", flush=True)
 sys.stdin.readline()
-actor = ray.get_actor(registry.ACTOR_NAME, "orchestrator")
+(actor,) = registry_actor.running("orchestrator")
 print("ENTRIES", len(ray.get(actor.entries.remote())), flush=True)
 serve.shutdown()
 """

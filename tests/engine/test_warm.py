@@ -41,12 +41,12 @@ def test_warm_then_a_later_cluster_loads_then_an_artifact_vllm_does_not_take(tmp
 def misplace(store: Store, key: str, key_file: Path, folder: Path) -> None:
     """Publish the same graphs, well signed, under a folder name that vLLM does not ask for."""
     signing = bundle.signing_key(str(key_file))
-    data = store.load(key)
-    assert data is not None
-    manifest, payload = bundle.verify(memoryview(data), signing, key, LIMITS)
+    found = store.load(key)
+    assert found is not None
+    manifest, payload = bundle.verify(memoryview(found.data), signing, key, LIMITS)
     bundle.install(payload, folder, LIMITS)
     (graphs,) = (folder / "torch_compile_cache" / "torch_aot_compile").iterdir()
     graphs.rename(graphs.with_name("0" * 64))
     kept = {k: v for k, v in asdict(manifest).items() if k not in ("payload_sha256", "payload_bytes", "files")}
     moved = bundle.pack(folder, [folder / "torch_compile_cache"], signing, kept)
-    store.save(key, 2, moved, asdict(bundle.manifest_of(memoryview(moved))))
+    store.save(key, 2, moved)

@@ -21,7 +21,7 @@ from orchestrator.config import ClusterConfig
 from orchestrator.engine.vllm import fork_context
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.plan import make_plan
-from orchestrator.graph_cache import bundle, registry
+from orchestrator.graph_cache import bundle, registry_actor
 from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.progress import Say
 from tests.ray import ray_nodes
@@ -86,7 +86,7 @@ def cache(local_ray: None, tmp_path: Path) -> Iterator[CacheSettings]:
     key_file = str(tmp_path / "signing.key")
     bundle.signing_key(key_file)
     store = str(tmp_path / "graphs")
-    handle = registry.connect(f"test-{tmp_path.name}", store, HANG_S, HANG_S, 64 << 20)
+    handle = registry_actor.connect(f"test-{tmp_path.name}", store, HANG_S, HANG_S, 64 << 20)
     limits = bundle.Limits(1 << 20, 100)
     yield CacheSettings(handle, store, key_file, limits, HANG_S, HANG_S, str(tmp_path / "node"), 16 << 20)
     ray.kill(handle)

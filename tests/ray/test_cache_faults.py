@@ -19,7 +19,7 @@ import ray
 
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.plan import ReplicaPlan
-from orchestrator.graph_cache import bundle, registry
+from orchestrator.graph_cache import bundle, registry_actor
 from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.graph_cache.store import Store
@@ -97,24 +97,24 @@ def test_a_canary_by_another_key_never_runs(make_fleet, cache, tmp_path: Path) -
     assert not canary.exists()
 
 
-def test_a_publisher_killed_between_bundle_and_pointer_changes_nothing(make_fleet, cache) -> None:
+def test_a_publisher_killed_while_it_writes_changes_nothing(make_fleet, cache) -> None:
     with make_fleet(replicas=1) as fleet:
         (report,) = fleet.start()
     script = f"""
 import os, signal
 from orchestrator.graph_cache.store import Store
-from tests.waiting import HANG_S, wait_for
-write = Store._write
-def die(self, path, data):
-    if path.endswith("latest.json"):
+class Dies:
+    def __getattr__(self, name):
+        return getattr(files, name)
+    def move(self, *_):
         os.kill(os.getpid(), signal.SIGKILL)
-    write(self, path, data)
-Store._write = die
-Store({cache.store!r}).save({report.receipt.key!r}, 9, b"half published", {{}})
+store = Store({cache.store!r})
+files, store._fs = store._fs, Dies()
+store.save({report.receipt.key!r}, 9, b"half published")
 """
     done = subprocess.run([sys.executable, "-c", script], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert len(list(Path(cache.store).glob("*/*.bundle"))) == 2
+    assert len(list(Path(cache.store).glob("*/*.tmp"))) == 1
     restart(cache)
     forget_node_copies(cache)
     with make_fleet(replicas=1) as fleet:
@@ -124,7 +124,7 @@ Store({cache.store!r}).save({report.receipt.key!r}, 9, b"half published", {{}})
 def leader(cache: CacheSettings) -> str:
     """The replica that compiles now, by the registry's word."""
 
-    def ask(actor: registry.Registry) -> str:
+    def ask(actor: registry_actor.Registry) -> str:
         return next((entry.leader for entry in actor._entries.values()), "")
 
     found: list[str] = []
@@ -144,7 +144,7 @@ def pid_of(fleet: Fleet, name: str) -> int:
 def end_lease(cache: CacheSettings, who: str) -> None:
     """As if a leader had been silent for the length of its lease, at any speed of this machine."""
 
-    def end(actor: registry.Registry) -> bool:
+    def end(actor: registry_actor.Registry) -> bool:
         led = [entry for entry in actor._entries.values() if entry.leader.startswith(who)]
         for entry in led:
             entry.lease_until = time.monotonic() - 1
@@ -240,7 +240,7 @@ def test_a_registry_killed_while_a_leader_compiles_loses_nothing(make_fleet, cac
 
 
 def test_an_object_store_without_room_is_served_from_the_durable_store(make_fleet, cache, tmp_path: Path) -> None:
-    small = registry.connect(f"small-{tmp_path.name}", cache.store, HANG_S, HANG_S, 1)
+    small = registry_actor.connect(f"small-{tmp_path.name}", cache.store, HANG_S, HANG_S, 1)
     settings = replace(cache, registry=small)
     with make_fleet(replicas=1, settings=settings) as fleet:
         assert fleet.start()[0].receipt.published
@@ -260,9 +260,9 @@ def test_a_node_folder_that_cannot_be_written_costs_only_the_sharing(folder: str
 
 def test_a_full_disk_under_the_durable_store_costs_only_the_copy(make_fleet, cache, tmp_path: Path) -> None:
     """Every write of the registry's store fails as on a full disk; memory serves what was compiled."""
-    handle = registry.connect(f"full-{tmp_path.name}", cache.store, HANG_S, HANG_S, 64 << 20)
+    handle = registry_actor.connect(f"full-{tmp_path.name}", cache.store, HANG_S, HANG_S, 64 << 20)
 
-    def fill(actor: registry.Registry) -> None:
+    def fill(actor: registry_actor.Registry) -> None:
         def write(path: str, data: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
@@ -279,9 +279,9 @@ def test_a_full_disk_under_the_durable_store_costs_only_the_copy(make_fleet, cac
 def test_two_drivers_make_one_registry(local_ray: None, tmp_path: Path) -> None:
     @ray.remote(num_cpus=1)
     def driver() -> str:
-        handle = registry.connect(f"race-{tmp_path.name}", str(tmp_path), HANG_S, HANG_S, 1 << 20)
+        handle = registry_actor.connect(f"race-{tmp_path.name}", str(tmp_path), HANG_S, HANG_S, 1 << 20)
         ray.get(handle.held_bytes.remote())
         return str(handle._actor_id.hex())
 
     assert len(set(ray.get([driver.remote() for _ in range(4)]))) == 1
-    ray.kill(ray.get_actor(registry.ACTOR_NAME, f"race-{tmp_path.name}"))
+    ray.kill(*registry_actor.running(f"race-{tmp_path.name}"))

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from orchestrator import zygote
 from orchestrator.fleet import node_warmer
-from orchestrator.graph_cache import registry
+from orchestrator.graph_cache import registry_actor
 from orchestrator.graph_cache.registry import Registry
 from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.graph_cache.settings import CacheSettings
@@ -51,7 +51,7 @@ def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSe
     handle = (
         ray.remote(Registry)
         .options(
-            name=registry.ACTOR_NAME,
+            name=registry_actor.NAME,
             namespace=f"there-{tmp_path.name}",
             lifetime="detached",
             num_cpus=0,
@@ -77,7 +77,7 @@ def test_the_owners_node_is_removed(cluster: Cluster, make_fleet, cache: CacheSe
 
 def test_two_hundred_bundles_come_and_go_and_nothing_stays(cluster: Cluster, tmp_path: Path) -> None:
     """20 MB each, through an object store of 100 MB: only a bounded part is held, and evicted entries free theirs."""
-    handle = registry.connect(f"many-{tmp_path.name}", str(tmp_path / "graphs"), HANG_S, HANG_S, 45 << 20)
+    handle = registry_actor.connect(f"many-{tmp_path.name}", str(tmp_path / "graphs"), HANG_S, HANG_S, 45 << 20)
 
     def resident(_: object) -> int:  # local, so that it travels by value
         return int(psutil.Process().memory_info().rss)

@@ -9,7 +9,8 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.graph_cache import registry as module
+from orchestrator.graph_cache import entry as module
+from orchestrator.graph_cache import registry_actor
 from orchestrator.graph_cache.registry import Registry
 from orchestrator.serve.status_board import Board
 from tests.waiting import HANG_S
@@ -42,10 +43,10 @@ def test_a_silent_leader_is_replaced_and_its_late_publish_fenced(make) -> None:
         await registry.acquire("k", {}, "stopped", 1.0)
         second = await registry.acquire("k", {}, "b", HANG_S)
         assert (second["outcome"], second["generation"]) == ("lead", 2)
-        assert not registry.renew("k", 1, "stopped")
+        assert not await registry.renew("k", 1, "stopped")
         assert not await registry.publish("k", 1, "stopped", {}, b"late")
-        registry.release("k", 1, "stopped")  # changes nothing either
-        assert registry.renew("k", 2, "b")
+        await registry.release("k", 1, "stopped")  # changes nothing either
+        assert await registry.renew("k", 2, "b")
         assert await registry.publish("k", 2, "b", {}, b"good")
         assert (await registry.acquire("k", {}, "c", 1.0))["ref"] == [b"good"]
 
@@ -62,7 +63,7 @@ def test_a_renewed_lease_outlasts_its_length(make, monkeypatch) -> None:
         await registry.acquire("k", {}, "a", 1.0)
         for _ in range(4):
             now += 10.0
-            assert registry.renew("k", 1, "a")
+            assert await registry.renew("k", 1, "a")
         now += 19.0
         assert (await registry.acquire("k", {}, "b", -1.0))["outcome"] == "timeout"
         now += 2.0  # and no longer
@@ -77,7 +78,7 @@ def test_a_leader_that_gives_up_passes_the_lead_on(make) -> None:
         await registry.acquire("k", {}, "a", 1.0)
         waiting = asyncio.create_task(registry.acquire("k", {}, "b", HANG_S))
         await asyncio.sleep(0.02)
-        registry.release("k", 1, "a")
+        await registry.release("k", 1, "a")
         answer = await asyncio.wait_for(waiting, HANG_S / 2)  # no lease has ended by then
         assert (answer["outcome"], answer["generation"]) == ("lead", 2)
 
@@ -92,7 +93,7 @@ def test_a_restarted_registry_serves_what_was_published(make) -> None:
         second = make()
         answer = await second.acquire("k", {"vllm": "1"}, "b", 1.0)
         assert (answer["outcome"], answer["ref"], answer["generation"]) == ("hit", [b"graphs"], 1)
-        assert second.replace("k", 1, "b") == 2  # generations go on from there
+        assert await second.replace("k", 1, "b") == 2  # generations go on from there
 
     asyncio.run(run())
 
@@ -115,10 +116,10 @@ def test_a_leader_that_never_ends_is_replaced_although_it_renews(make) -> None:
         waiting = asyncio.create_task(registry.acquire("k", {}, "b", HANG_S))
         renewed = []
         while not waiting.done():
-            renewed.append(registry.renew("k", 1, "hung"))
+            renewed.append(await registry.renew("k", 1, "hung"))
             await asyncio.sleep(0.05)
         assert renewed[0]
-        assert not registry.renew("k", 1, "hung")
+        assert not await registry.renew("k", 1, "hung")
         assert waiting.result()["outcome"] == "lead"
 
     asyncio.run(run())
@@ -128,12 +129,12 @@ def test_a_leader_outlives_its_registry(make) -> None:
     async def run() -> None:
         await make().acquire("k", {}, "a", 1.0)
         restarted = make()
-        assert restarted.renew("k", 1, "a")
+        assert await restarted.renew("k", 1, "a")
         assert (await restarted.acquire("k", {}, "b", 0.05))["outcome"] == "timeout"  # it waits for the old leader
-        assert not restarted.renew("k", 1, "somebody else")
+        assert not await restarted.renew("k", 1, "somebody else")
         assert await restarted.publish("k", 1, "a", {}, b"graphs")
         again = make()
-        assert not again.renew("k", 1, "a")  # what is published is published
+        assert not await again.renew("k", 1, "a")  # what is published is published
         assert not await again.publish("k", 1, "a", {}, b"late")
         assert (await again.acquire("k", {}, "b", 1.0))["ref"] == [b"graphs"]
 
@@ -162,11 +163,11 @@ def test_an_evicted_entry_is_compiled_again(make) -> None:
     async def run() -> None:
         registry = make()
         await registry.acquire("k", {}, "a", 1.0)
-        assert not registry.evict("k")  # somebody compiles it
+        assert not await registry.evict("k")  # somebody compiles it
         await registry.publish("k", 1, "a", {}, b"graphs")
-        assert registry.evict("k")
-        assert not registry.evict("k")
-        assert registry.entries() == {}
+        assert await registry.evict("k")
+        assert not await registry.evict("k")
+        assert await registry.entries() == {}
         assert (await registry.acquire("k", {}, "b", 1.0))["outcome"] == "lead"
 
     asyncio.run(run())
@@ -192,7 +193,7 @@ def test_a_turn_in_a_restarted_registry_does_not_cost_a_leader_its_word(make) ->
         registry = make()
         assert not await registry.fetch_turn("k", "b", 1.0)
         await registry.fetched("k", "b", True)
-        assert registry.renew("k", 1, "a")  # it led before the restart
+        assert await registry.renew("k", 1, "a")  # it led before the restart
         assert await registry.publish("k", 1, "a", {}, b"graphs")
 
     asyncio.run(run())
@@ -202,7 +203,7 @@ def test_any_number_of_waiting_replicas_leaves_room_for_the_leader(cache) -> Non
     """More calls wait than Ray's default lets an actor have open; found by bench=simulate."""
     import ray
 
-    registry = module.connect("many-wait", cache.store, HANG_S, HANG_S, 1 << 20)
+    registry = registry_actor.connect("many-wait", cache.store, HANG_S, HANG_S, 1 << 20)
     try:
         lead = ray.get(registry.acquire.remote("k", {}, "leader", 1.0))
         waiting = [registry.acquire.remote("k", {}, f"w{i}", HANG_S) for i in range(1500)]
@@ -214,9 +215,87 @@ def test_any_number_of_waiting_replicas_leaves_room_for_the_leader(cache) -> Non
         ray.kill(registry)
 
 
+def test_many_who_ask_at_once_load_a_bundle_once(make, monkeypatch) -> None:
+    async def run() -> None:
+        first = make()
+        await first.acquire("k", {}, "a", 1.0)
+        await first.publish("k", 1, "a", {}, b"graphs")
+        second, loads = make(), []
+        load = second._store.load
+        monkeypatch.setattr(second._store, "load", lambda *words: loads.append(words) or load(*words))
+        answers = await asyncio.gather(*(second.acquire("k", {}, f"r{i}", HANG_S) for i in range(64)))
+        assert {answer["outcome"] for answer in answers} == {"hit"}
+        assert len(loads) == 1
+
+    asyncio.run(run())
+
+
+def test_a_leader_that_asks_again_leads_and_is_told_again_that_it_published(make) -> None:
+    async def run() -> None:
+        registry = make()
+        for _ in range(2):
+            assert (await registry.acquire("k", {}, "a", 1.0))["generation"] == 1
+        for _ in range(2):
+            assert await registry.publish("k", 1, "a", {}, b"graphs")
+        assert not await registry.publish("k", 1, "b", {}, b"graphs")
+        for _ in range(2):
+            assert await registry.replace("k", 1, "b") == 2
+
+    asyncio.run(run())
+
+
+def test_a_restarted_registry_waits_for_the_leader_from_before(make) -> None:
+    async def run() -> None:
+        registry = make(restarted=True)
+        waiting = asyncio.create_task(registry.acquire("k", {}, "b", HANG_S))
+        await asyncio.sleep(0.05)
+        assert await registry.renew("k", 1, "a")
+        assert await registry.publish("k", 1, "a", {}, b"graphs")
+        assert (await waiting)["ref"] == [b"graphs"]
+
+    asyncio.run(run())
+
+
+def test_memory_is_bounded_without_a_durable_store_too(make, monkeypatch) -> None:
+    async def run() -> None:
+        registry = make(max_bytes=250)
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(registry._store, "save", full)
+        for i in range(5):
+            await registry.acquire(f"k{i}", {}, "a", 1.0)
+            assert await registry.publish(f"k{i}", 1, "a", {}, bytes(100))
+            assert registry.held_bytes() <= 250
+        assert (await registry.acquire("k0", {}, "b", 1.0))["outcome"] == "lead"  # it is nowhere any more
+        assert not await registry.publish("k0", 2, "b", {}, bytes(300))
+        assert set(await registry.entries()) == {"k3", "k4"}
+
+    asyncio.run(run())
+
+
+def test_other_settings_are_another_registry(local_ray: None, tmp_path: Path) -> None:
+    namespace = f"settings-{tmp_path.name}"
+    one = registry_actor.connect(namespace, str(tmp_path / "one"), 1.0, 1.0, 1 << 40)
+    same = registry_actor.connect(namespace, str(tmp_path / "one"), 1.0, 1.0, 1 << 40)
+    others = [
+        registry_actor.connect(namespace, str(tmp_path / "two"), 1.0, 1.0, 1 << 40),
+        registry_actor.connect(namespace, str(tmp_path / "one"), 2.0, 1.0, 1 << 40),
+    ]
+    assert one._actor_id == same._actor_id
+    assert len({handle._actor_id for handle in [one, *others]}) == 3
+    assert len(registry_actor.running(namespace)) == 3
+    room = ray.nodes()[0]["Resources"]["object_store_memory"]
+    limit = ray.get(one.__ray_call__.remote(lambda registry: registry._entries.max_bytes))
+    assert limit == int(0.8 * room)  # the cluster's own, not what a driver believes
+    for handle in [one, *others]:
+        ray.kill(handle)
+
+
 def test_what_a_cluster_has_one_of_is_small(local_ray: None, tmp_path: Path) -> None:
     """Ray gives an actor without async methods as many threads as calls at once."""
-    made = [Board.connect("small"), module.connect("small", str(tmp_path), 1.0, 1.0, 1 << 20)]
+    made = [Board.connect("small"), registry_actor.connect("small", str(tmp_path), 1.0, 1.0, 1 << 20)]
     ray.get([made[0].replicas.remote(), made[1].entries.remote()])
     for actor in made:
         assert ray.get(actor.__ray_call__.remote(lambda _: psutil.Process().num_threads())) < 200

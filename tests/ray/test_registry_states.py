@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orchestrator.graph_cache import registry as module
+from orchestrator.graph_cache import entry as module
 from orchestrator.graph_cache.registry import Registry
 
 LEASE, LEAD = 10.0, 100.0
@@ -29,6 +29,7 @@ class Model:
     lead_until: float = 0.0
     published: bytes | None = None
     durable: int = 0  # the generation of what was published
+    publisher: str = ""
 
 
 class Machine(RuleBasedStateMachine):
@@ -72,6 +73,9 @@ class Machine(RuleBasedStateMachine):
             assert answer["outcome"] == "hit"
             assert answer["ref"] == [model.published]
             assert answer["generation"] == model.generation
+        elif model.leader == who and self.now <= min(model.lease_until, model.lead_until):
+            assert (answer["outcome"], answer["generation"]) == ("lead", model.generation)  # it asks again
+            self.model.lease_until = self.now + LEASE
         elif model.leader and self.now <= min(model.lease_until, model.lead_until):
             assert (answer["outcome"], answer["leader"]) == ("timeout", model.leader)
         else:
@@ -84,7 +88,7 @@ class Machine(RuleBasedStateMachine):
         if who not in self.claims:  # nobody speaks who was not told to lead, once
             return
         allowed = self.leads(who) and self.now <= self.model.lead_until
-        assert self.registry.renew("k", self.claims[who], who) == allowed
+        assert asyncio.run(self.registry.renew("k", self.claims[who], who)) == allowed
         if allowed:
             self.model.lease_until = self.now + LEASE
 
@@ -92,7 +96,7 @@ class Machine(RuleBasedStateMachine):
     def release(self, who: str) -> None:
         if who not in self.claims:  # nobody speaks who was not told to lead, once
             return
-        self.registry.release("k", self.claims[who], who)
+        asyncio.run(self.registry.release("k", self.claims[who], who))
         if self.leads(who):
             self.model.leader = ""
 
@@ -103,14 +107,16 @@ class Machine(RuleBasedStateMachine):
         self.count += 1
         data = f"{who} {self.count}".encode()
         allowed = self.leads(who)
-        assert asyncio.run(self.registry.publish("k", self.claims[who], who, {}, data)) == allowed
+        again = self.model.publisher == who and self.model.durable == self.claims[who]  # its answer was lost
+        assert asyncio.run(self.registry.publish("k", self.claims[who], who, {}, data)) == (allowed or again)
         if allowed:
-            self.model = replace(self.model, leader="", published=data, durable=self.model.generation)
+            durable = self.model.generation
+            self.model = replace(self.model, leader="", published=data, durable=durable, publisher=who)
 
     @precondition(lambda self: self.model.published is not None and not self.model.leader)
     @rule(who=WHO)
     def replace_entry(self, who: str) -> None:
-        generation = self.registry.replace("k", self.model.generation, who)
+        generation = asyncio.run(self.registry.replace("k", self.model.generation, who))
         assert generation == self.model.generation + 1
         self.lead(who, generation)
 
@@ -123,6 +129,7 @@ class Machine(RuleBasedStateMachine):
     def restart(self) -> None:
         """Between compiles: the durable store has everything (with a leader at work, see test_registry.py)."""
         self.registry = self.new()
+        self.model.publisher = ""
         self.model.generation = self.model.durable  # leads that came to nothing are forgotten; names still fence them
         asyncio.run(self.registry.acquire("k", {}, "reader", -1.0))  # the next who asks loads it again
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,7 @@ def run(tmp_path: Path, capsys, monkeypatch) -> Callable[..., tuple[int, str]]:
         factors = {"vllm": "0.32.0", "torch": torch, "architecture": "Llama"}
         known = {"key": name, "factors": factors, "created": 1.0, "publisher": "replica-0"}
         data = bundle.pack(tmp_path, [tmp_path / name], bundle.signing_key(key_file), known)
-        header = {**asdict(bundle.manifest_of(memoryview(data))), "bytes": len(data)}
-        Store(store).save(name, 1, data, header)
+        Store(store).save(name, 1, data)
 
     def ask(*words: str) -> tuple[int, str]:
         code = main.main(["cache", "--store", store, "--key-file", key_file, *words])

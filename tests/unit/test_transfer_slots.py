@@ -43,6 +43,22 @@ def test_a_failed_fetch_adds_no_copy() -> None:
     asyncio.run(run())
 
 
+def test_a_turn_that_is_asked_for_twice_is_one_turn() -> None:
+    """Ray sends a call again when it may have been lost."""
+
+    async def run() -> None:
+        turns = Turns()
+        assert await turns.take("a", HANG_S)
+        assert await turns.take("a", HANG_S)  # it does not wait for itself
+        both = asyncio.gather(turns.take("b", HANG_S), turns.take("b", HANG_S))
+        await asyncio.sleep(0)  # both wait
+        turns.give_back("a", copied=True)
+        assert await both == [True, True]
+        assert await turns.take("c", HANG_S)  # the second copy's
+
+    asyncio.run(run())
+
+
 def test_a_dead_nodes_turn_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TURN_S", 0.5)
 

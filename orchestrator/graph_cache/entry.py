@@ -1,0 +1,96 @@
+"""What the registry knows of each key, and the bound on what it holds in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+
+from orchestrator.graph_cache.transfer_slots import Turns
+
+logger = logging.getLogger("orchestrator.registry")
+
+
+@dataclass
+class Entry:
+    """A key's state. `leader` is empty where nobody compiles; `header` is empty where nothing is published.
+
+    Attributes:
+        lead_until: the end of a lead, however often it is renewed.
+        published_by: the leader of the last publish, so that a repeated call gets the same answer.
+        ref: the bundle in the object store, owned by this actor.
+        size: of that bundle.
+        used: when it was last asked for.
+        loading: the one load from the durable store, for all who ask meanwhile.
+        turns: to fetch that bundle.
+    """
+
+    generation: int = 0
+    leader: str = ""
+    lease_until: float = 0.0
+    lead_until: float = 0.0
+    published_by: tuple[str, int] = ("", 0)
+    header: dict[str, Any] = field(default_factory=dict)
+    ref: Any = None
+    size: int = 0
+    used: float = 0.0
+    loading: asyncio.Task[bool] | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    turns: Turns = field(default_factory=Turns)
+
+    def led_until(self) -> float:
+        """When another may take over."""
+        return min(self.lease_until, self.lead_until)
+
+    def end_lead(self) -> None:
+        """Nobody leads; all who wait look again."""
+        self.leader = ""
+        self.changed.set()
+
+    def offer(self) -> dict[str, Any]:
+        """What a hit has to install."""
+        self.used = time.monotonic()
+        return {
+            "ref": [self.ref] if self.ref is not None else [],
+            "header": self.header,
+            "generation": self.generation,
+        }
+
+
+class Entries(dict[str, Entry]):
+    """All keys; their bundles fill at most `max_bytes` of the object store."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__()
+        self.max_bytes = max_bytes
+
+    def held(self) -> list[Entry]:
+        """The entries with a bundle in the object store; what may go first is first."""
+        found = [entry for entry in self.values() if entry.ref is not None]
+        return sorted(found, key=lambda entry: (not entry.header.get("durable"), entry.used))
+
+    def hold(self, key: str, entry: Entry, data: Any) -> bool:
+        """Put an entry's bundle into the object store; False if there is no room.
+
+        What was asked for least recently makes room, and of that first what the durable store has as well.
+        """
+        entry.ref, entry.size, entry.used = None, len(data), time.monotonic()
+        if entry.size > self.max_bytes:
+            return False
+        held = self.held()
+        total = entry.size + sum(e.size for e in held)
+        for old in held:
+            if total > self.max_bytes:
+                old.ref, total = None, total - old.size
+                if not old.header.get("durable"):
+                    old.header = {}  # it is nowhere any more
+        try:
+            entry.ref, entry.turns = ray.put(np.frombuffer(data, dtype=np.uint8)), Turns()
+        except Exception as error:  # the object store is too small: the durable copy serves
+            logger.warning("%s is not held in memory: %s", key[:12], error)
+        return entry.ref is not None
