@@ -43,9 +43,17 @@ LONG: dict[str, tuple[str, ...]] = {
     "seven starts; test_resolver.py has the guard, test_kv_pass.py the modes": (
         f"{_MODES}test_modes_do_not_share_a_cache_and_the_guard_raises",
     ),
-    "a start for each fault and host; tests/unit/test_start.py has them over fakes": ("engine/test_start.py",),
+    "a start for each fault and host; tests/unit/test_start.py has them over fakes": (
+        "engine/test_start.py",
+        "engine/test_vllm_engine.py::test_a_failing_start_gives_the_root_cause_in_seconds",
+    ),
     "two ranks on two cores are slow": ("engine/test_sharing.py::test_tensor_parallel_ranks_share_too",),
+    "one more job by ray job submit, of which make test has two": (
+        "ray/test_job_submit.py::test_a_warm_job",
+        "ray/test_job_submit.py::test_a_sweep_whose_outputs_go_to_shared_storage",
+    ),
     "tests/unit shows the same without Ray": (
+        "ray/test_sweeps.py::test_a_suite_goes_on_after_a_failure_and_makes_one_page",
         "ray/test_jobs.py::test_a_report_that_cannot_be_written_keeps_the_figures",
         "ray/test_sweeps.py::test_cells_run_models_and_engines_of_ones_own",
     ),
