@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,10 @@ ABOUT = {
 def file_of(kind: str) -> Path:
     """The lock file of a kind: cpu, gpu or dev."""
     return ROOT / f"requirements-{kind}.lock"
+
+
+# Of these "==" takes a CPU build as well (2.13.0+cpu), where pip's settings name a folder that has one.
+_EXACTLY = ("torch", "torchvision", "torchaudio")
 
 
 def pins(kind: str) -> dict[str, str]:
@@ -93,13 +98,14 @@ def write(kind: str, *flags: str) -> None:
         found = {name: version for name, version in found.items() if name not in pins("cpu")}
     else:
         found |= dict(pin.split("==") for pin in SETTINGS["alone"])
-    lines = [f"{name}=={version}" for name, version in sorted(found.items())]
+    same = {name: "===" if kind == "gpu" and name in _EXACTLY else "==" for name in found}
+    lines = [f"{name}{same[name]}{version}" for name, version in sorted(found.items())]
     file_of(kind).write_text(HEADER.format(about=ABOUT[kind]) + "\n".join(lines) + "\n")
 
 
 def _pins(text: str) -> dict[str, str]:
     lines = [line for line in text.splitlines() if line and not line.startswith(("#", " "))]
-    return dict(line.split("==") for line in lines)
+    return dict(re.split("={2,3}", line) for line in lines)
 
 
 def main() -> int:

@@ -76,3 +76,11 @@ def test_what_is_left_out_has_a_reason_and_no_pin(kind: str) -> None:
     assert all(reason.strip() for reason in left_out.values())
     assert not left_out.keys() & {canonicalize_name(name) for name in lock.pins(kind)}
     assert not LEFT_OUT.keys() & PINS.keys()
+
+
+def test_a_gpu_environment_gets_no_cpu_build() -> None:
+    """`torch==2.13.0` is met by 2.13.0+cpu, which a folder of CPU wheels offers."""
+    lines = lock.file_of("gpu").read_text().splitlines()
+    (torch,) = [line for line in lines if line.startswith("torch=")]
+    assert not Requirement(torch).specifier.contains(f"{lock.pins('gpu')['torch']}+cpu")
+    assert Requirement(torch).specifier.contains(lock.pins("gpu")["torch"])
