@@ -38,8 +38,15 @@ def cpu_instruction_set(*, model: bool = True, info: Path = Path("/proc/cpuinfo"
 
 @cache
 def source_digest(folder: Path) -> str:
-    """A digest of a package's Python sources: code that writes or reads graphs is part of the key."""
+    """A digest of a package's Python sources: code that writes or reads graphs is part of the key.
+
+    Raises:
+        FileNotFoundError: it has none; a digest of nothing would leave that code out of the key.
+    """
+    files = sorted(folder.rglob("*.py"))
+    if not files:
+        raise FileNotFoundError(f"There are no Python sources in {folder}.")
     found = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in files:
         found.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     return found.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_keys_leave_out_where_a_replica_runs(make_app, state: str, tmp_path, mon
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.plugins import load_general_plugins
 
-    from orchestrator import models
+    from orchestrator import models, vllm_plugin
     from orchestrator.engine.vllm import fork_context
     from orchestrator.engine.vllm.engine import compile_factors
     from orchestrator.graph_cache import key
@@ -200,6 +201,7 @@ def test_keys_leave_out_where_a_replica_runs(make_app, state: str, tmp_path, mon
         return compile_factors(args.create_engine_config())
 
     first = factors(here)
+    assert first["plugin"] == key.source_digest(Path(vllm_plugin.__file__).parent)
     for name, value in {
         "HOME": str(tmp_path), "VLLM_HOST_IP": "192.0.2.9", "VLLM_PORT": "12345", "VLLM_RAY_BUNDLE_INDICES": "1,2",
         "VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_CACHE_ROOT": str(tmp_path), "VLLM_LOOPBACK_IP": "127.0.0.1",

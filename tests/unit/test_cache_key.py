@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from orchestrator.graph_cache import key
 from orchestrator.vllm_plugin import cache_key
 
 
@@ -34,3 +36,11 @@ def test_a_device_that_is_not_the_rank_is_part_of_the_name(rank: int, device: An
         parallel_config=SimpleNamespace(rank=rank),
     )
     assert caching.aot_compile_hash_factors(config) == factors
+
+
+def test_a_folder_without_sources_is_no_part_of_a_key(tmp_path: Path) -> None:
+    """A path that has become wrong would else leave code out of the key, and nobody would see it."""
+    (tmp_path / "a.py").write_text("a = 1")
+    assert key.source_digest(tmp_path) != key.source_digest(Path(cache_key.__file__).parent)
+    with pytest.raises(FileNotFoundError, match=r"no Python sources in .*/nowhere"):
+        key.source_digest(tmp_path / "nowhere")

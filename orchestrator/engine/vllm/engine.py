@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator import compat, timeline
+from orchestrator import compat, timeline, vllm_plugin
 from orchestrator.compat import features, table
 from orchestrator.engine.contract import Chunk, CompileKey, EngineSpec, Sampling
 from orchestrator.engine.start import failure, launch
@@ -177,14 +177,13 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
     if len(own) > len(names):
         factors["inductor"] = repr(own[len(names) - 1 :])
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
-    plugin = Path(__file__).parents[1] / "vllm_plugin"
     capability = current_platform.get_device_capability()
     return factors | {
         "architecture": ",".join(model.architectures),
         "vllm": vllm.__version__,
         "torch": torch.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),
-        "plugin": key.source_digest(plugin),
+        "plugin": key.source_digest(Path(vllm_plugin.__file__).parent),
         "device": f"{current_platform.device_type} {current_platform.get_device_name()} {capability}",
         "cpu": key.cpu_instruction_set(model=current_platform.is_cpu()),
         "parallel": f"tp={parallel.tensor_parallel_size} pp={parallel.pipeline_parallel_size} "
