@@ -80,3 +80,8 @@ class ArtifactRefused(OrchestratorError):
 
 class LayerNameMismatch(OrchestratorError):
     """A KV-cache update resolved to another layer than the attention after it. Fields: updated, attended."""
+
+
+def one_line(error: BaseException) -> str:
+    """Another library's error in a line of ours: its type and text, 500 characters at most."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

@@ -86,6 +86,11 @@ class Host(Protocol):
         """Stop the engine."""
 
 
+def step_of(host: Host, step: str, own: Mapping[str, tuple[Any, str]]) -> tuple[Any, str]:
+    """A host's own way to take a step; cache and other nodes have methods of the steps' names."""
+    return own.get(step) or (host.cache if step in ("restore", "publish") else host.others, step)
+
+
 @dataclass(frozen=True)
 class Point:
     """A step, when it fails, and how the start ends.

@@ -80,6 +80,11 @@ class AppConfig:
 ConfigStore.instance().store(name="schema", node=AppConfig)
 
 
+def of_hydra(error: Exception) -> ConfigError:
+    """What Hydra or OmegaConf says is wrong, in a line, with the setting that it names."""
+    return ConfigError(" ".join(str(error).split()), where=getattr(error, "full_key", "") or "")
+
+
 def load(cfg: Any, search_path: Sequence[str] = ()) -> AppConfig:
     """Turn a composed DictConfig into typed dataclasses and check every bound.
 
@@ -93,7 +98,7 @@ def load(cfg: Any, search_path: Sequence[str] = ()) -> AppConfig:
     try:
         app = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AppConfig), cfg))
     except Exception as error:
-        raise ConfigError(" ".join(str(error).split()), where=getattr(error, "full_key", "") or "") from error
+        raise of_hydra(error) from error
     if not isinstance(app, AppConfig):
         raise ConfigError("The configuration is not a mapping of the known groups.", where="")
     if app.search_path:

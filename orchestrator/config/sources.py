@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.config import CONF, AppConfig, ModelConfig, load
+from orchestrator.config import CONF, AppConfig, ModelConfig, load, of_hydra
 from orchestrator.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -52,7 +52,7 @@ def composed(overrides: Sequence[str]) -> AppConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose(_CONFIG, overrides=list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(str(error).split()), where=getattr(error, "full_key", "") or "") from error
+        raise of_hydra(error) from error
     found = search_path(cfg.hydra)
     with open_dict(cfg):
         del cfg["hydra"]

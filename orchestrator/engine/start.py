@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 from orchestrator import timeline
 from orchestrator.engine.contract import CompileKey
 from orchestrator.engine.start_report import StartReport
-from orchestrator.errors import EngineStartError
+from orchestrator.errors import EngineStartError, one_line
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
 
 T = TypeVar("T")
@@ -121,17 +121,17 @@ class Start:
         try:
             known = compile_key()
         except Exception as error:  # a replica without a GPU of its own cannot ask for its capability
-            self.receipt = Receipt(Outcome.failed, f"no compile key: {_one_line(error)}")
+            self.receipt = Receipt(Outcome.failed, f"no compile key: {one_line(error)}")
             return False
         try:
             self.receipt = self._cache.restore(known.factors, self._root, known.unshared)
         except Exception as error:
-            self.receipt = Receipt(Outcome.failed, _one_line(error))
+            self.receipt = Receipt(Outcome.failed, one_line(error))
         if self._others and self.receipt.restored:
             try:
                 self._others.install(self.receipt.key)
             except Exception as error:  # ranks there compile
-                self._note(f"graphs did not reach the other nodes: {_one_line(error)}")
+                self._note(f"graphs did not reach the other nodes: {one_line(error)}")
         return self.receipt.restored
 
     def first_token(self) -> None:
@@ -166,7 +166,7 @@ class Start:
         except Exception as error:  # it serves all the same
             with suppress(Exception):
                 self._cache.abandon(self.receipt)
-            self._note(f"not published: {_one_line(error)}")
+            self._note(f"not published: {one_line(error)}")
 
     def _facts(self) -> timeline.EngineFacts:
         return timeline.facts(self._events.read())
@@ -220,12 +220,8 @@ def failure(processes: Processes, error: BaseException | None) -> EngineStartErr
     cause, phase = "", "start"
     with suppress(Exception):
         cause, phase = processes.cause(), processes.phase()
-    cause = cause or (_one_line(error) if error else "")
+    cause = cause or (one_line(error) if error else "")
     with suppress(Exception):
         processes.end()
     text = f"{processes.replica}: the engine did not start ({phase}): {cause}"
     return EngineStartError(text, replica=processes.replica, phase=phase, cause=cause)
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

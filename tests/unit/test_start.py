@@ -20,7 +20,7 @@ from orchestrator.fleet import replica as fleet
 from orchestrator.fleet.plan import ReplicaPlan
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
 from orchestrator.serve import callback
-from tests.start_contract import POINTS, Cache, Others, Point, check
+from tests.start_contract import POINTS, Cache, Others, Point, check, step_of
 from tests.waiting import HANG_S
 
 
@@ -43,15 +43,12 @@ class FleetHost:
 
     def target(self, step: str) -> tuple[Any, str]:
         engine = self.replica._engine
-        return {
+        own = {
             "factors": (engine, "prepare"),
-            "restore": (self.cache, "restore"),
-            "publish": (self.cache, "publish"),
-            "install": (self.others, "install"),
-            "gather": (self.others, "gather"),
             "build": (fake, "_rank"),
             "token": (engine, "generate"),
-        }[step]
+        }
+        return step_of(self, step, own)
 
     def start(self) -> StartReport:
         try:
@@ -84,9 +81,6 @@ class PlainLLM:
         for text in ("Starting torch.compile", "saved AOT compiled function to /graphs"):
             events.write(timeline.Event(0.0, "log", text))
 
-    def generate(self) -> str:
-        return "token"
-
     def shutdown(self, timeout: float | None = None) -> None:
         self.running = False
 
@@ -108,16 +102,13 @@ class ServeHost:
         self.llm: Any = None
 
     def target(self, step: str) -> tuple[Any, str]:
-        return {
+        own = {
             "factors": (serve_hook, "compile_key"),
-            "restore": (self.cache, "restore"),
-            "publish": (self.cache, "publish"),
-            "install": (self.others, "install"),
-            "gather": (self.others, "gather"),
             "begin": (self.supervisor, "begin"),
             "build": (PlainLLM, "compile"),
             "started": (self.supervisor, "started"),
-        }[step]
+        }
+        return step_of(self, step, own)
 
     def start(self) -> StartReport:
         self.llm = serve_hook.hosting(PlainLLM, self.supervisor, self._start)(self.events)

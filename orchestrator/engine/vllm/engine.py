@@ -14,7 +14,7 @@ from orchestrator.compat import features, table
 from orchestrator.engine.contract import Chunk, CompileKey, EngineSpec, Sampling
 from orchestrator.engine.start import failure, launch
 from orchestrator.engine.vllm.supervisor import Supervisor
-from orchestrator.errors import EngineDeadError, EngineStartError
+from orchestrator.errors import EngineDeadError, EngineStartError, one_line
 from orchestrator.graph_cache import key
 from orchestrator.vllm_plugin.settings import logger
 
@@ -43,10 +43,10 @@ class VllmEngine:
             self._config = args.create_engine_config()
         except Exception as error:
             raise EngineStartError(
-                f"{self.spec.replica}: vLLM refused the configuration: {_one_line(error)}",
+                f"{self.spec.replica}: vLLM refused the configuration: {one_line(error)}",
                 replica=self.spec.replica,
                 phase="plan",
-                cause=_one_line(error),
+                cause=one_line(error),
             ) from error
         found = CompileKey()
         if not self.spec.stock:
@@ -202,7 +202,3 @@ def _no_device_asked() -> Iterator[None]:
     named = {"triton": compat.get(table.TRITON_KEY)(), "cuda": torch.version.cuda}
     with compat.replaced(table.SYSTEM, lambda _: lambda: named):
         yield
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
