@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all unit ray engine check setup gpu-rehearsal versions peer lock clean
+.PHONY: run test test-all unit simulation ray engine check setup gpu-rehearsal versions peer lock clean
 
 run: $(VENV)/.run
 	$(BIN)/python jobs/run.py graph_cache=per_run $(ARGS)
@@ -16,7 +16,7 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(BIN)/python -m tests.parts --all $(ARGS)
 
-unit ray engine: $(VENV)/.dev
+unit simulation ray engine: $(VENV)/.dev
 	$(BIN)/python -m tests.parts --only $@ $(ARGS)
 
 check: $(VENV)/.dev

@@ -26,7 +26,8 @@ OUT = ROOT / "build" / "tests"
 CORES = len(os.sched_getaffinity(0))
 # Engines come last, and one after the other: each start takes all cores.
 PARTS = {
-    "unit": ["tests/unit", "tests/simulation", "-n", str(min(CORES, 8)), "--dist", "loadfile"],
+    "unit": ["tests/unit", "-n", str(min(CORES, 8)), "--dist", "loadfile"],
+    "simulation": ["tests/simulation", "-n", str(CORES), "--dist", "worksteal"],
     "ray": ["tests/ray", "-n", str(min(CORES, 4)), "--dist", "loadfile"],
     "engine": ["tests/engine", "tests/gpu"],
 }

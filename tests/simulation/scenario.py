@@ -371,4 +371,6 @@ def play(seed: int, graphs: Graphs) -> object:
         run.play()
     except Broken as error:
         raise AssertionError(f"seed {seed}: {error}") from error
+    finally:
+        run.world.end()
     return run.world.steps, run.world.now, run.world.random.random()

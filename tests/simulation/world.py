@@ -63,6 +63,13 @@ class World:
             events._set_running_loop(None)
             self.closed = True
 
+    def end(self) -> None:
+        """End the threads that still wait: each would keep its world in memory, and there are 100,000 worlds."""
+        self.closed = True
+        for thread in self.kept:
+            if isinstance(thread, greenlet) and not thread.dead:
+                thread.throw()
+
     def sleep(self, seconds: float) -> None:
         """In a thread: let others run."""
         me, process = getcurrent(), self.current
