@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all unit simulation ray engine check setup gpu-rehearsal versions peer lock clean
+.PHONY: run test test-all unit simulation ray engine check setup gpu-rehearsal versions peer lock figures clean
 
 run: $(VENV)/.run
 	$(BIN)/python jobs/run.py graph_cache=per_run $(ARGS)
@@ -65,6 +65,10 @@ peer: $(VENV)/.dev
 # Resolves anew; versions that are locked stay where they fit. ARGS=--upgrade takes the newest.
 lock: $(VENV)/.dev
 	@$(BIN)/python deploy/lock.py $(ARGS)
+
+# Tables and figures in README and docs, from the JSON files in docs/results.
+figures: $(VENV)/.dev
+	$(BIN)/python -m tests.figures
 
 clean:
 	rm -rf $(VENV) outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

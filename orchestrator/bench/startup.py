@@ -1,4 +1,4 @@
-"""From the request to the first token: stock vLLM three ways; ours cold, warm lever by lever, on a new node."""
+"""From the request to the first token: stock vLLM, as it is on CPU and as on GPUs; ours cold, warm, on a new node."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psutil
@@ -20,7 +20,7 @@ from orchestrator.bench import lower_bound
 from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult
 from orchestrator.cluster import provenance
-from orchestrator.config import AppConfig
+from orchestrator.config import AppConfig, Device, KvUpdate
 from orchestrator.engine import Sampling
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context
@@ -33,35 +33,73 @@ from orchestrator.runs import run
 
 @dataclass(frozen=True)
 class Way:
-    """One way to start: which of `cold_start`'s levers are off, and what the graph cache is to say."""
+    """One way to start.
+
+    Attributes:
+        outcome: what the graph cache is to say.
+        cold_start: settings of this group that differ from the run's.
+        fast: `fast_cold_start`; without it vLLM is as it comes.
+        folder: vLLM's own cache folder, which ways of this name share; "": none, graphs come from the cluster's cache.
+        copied: to another place first, as vLLM's documentation recommends.
+        loads: it has to load what an earlier way saved, and to compile nothing.
+        prefetch: the node was made ready before, as it is for a service.
+    """
 
     name: str
     outcome: str
-    stock: bool = False
-    off: tuple[str, ...] = ()
-    prefetch: bool = False  # the node was made ready before, as it is for a service
-    copied: bool = False  # with stock's cache folder copied to another place, as vLLM's documentation recommends
+    cold_start: Mapping[str, Any] = field(default_factory=dict)
+    fast: bool = True
+    folder: str = ""
+    copied: bool = False
+    loads: bool = False
+    prefetch: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """It shares graphs; the others are what it is compared with."""
+        return not self.folder
+
+
+_GPU_LIKE = "gpu_like"
+_FORK = ("preload", "quick_cpu_probe", "short_profile")
+# Plain vLLM as it is on a GPU, where it compiles in pieces and loads its own artifacts: on CPU it does neither, unless
+# our plugin lets it. Nothing else of ours is on. A new node has no such folder, so that it starts as a cold one does.
+AS_ON_GPUS: dict[str, Any] = {
+    "kv_update": KvUpdate.layer_name,
+    "trace_once": False,
+    "share_graphs": False,
+    **dict.fromkeys(_FORK, False),
+}
+
+
+def _without(*levers: str) -> dict[str, Any]:
+    return dict.fromkeys(levers, False)
 
 
 # Each list runs in a Ray of its own, in this order; what a node keeps (zygote, node copies) begins empty with it.
-_ALL = ("preload", "quick_cpu_probe", "short_profile")
 ROUND = (
     (
-        Way("stock_cold", "stock", stock=True),
-        Way("stock_warm", "stock", stock=True),
-        Way("stock_copied", "stock", stock=True, copied=True),
+        Way("stock_cold", "stock", fast=False, folder="stock"),
+        Way("stock_warm", "stock", fast=False, folder="stock"),
+        Way("stock_copied", "stock", fast=False, folder="stock", copied=True),
+    ),
+    (
+        Way("stock_gpu_like_cold", "stock", AS_ON_GPUS, folder=_GPU_LIKE),
+        Way("stock_gpu_like_warm", "stock", AS_ON_GPUS, folder=_GPU_LIKE, loads=True),
+        Way("stock_gpu_like_copied", "stock", AS_ON_GPUS, folder=_GPU_LIKE, copied=True, loads=True),
     ),
     (
         Way("ours_cold", "compiled"),
-        Way("graphs", "hit", off=_ALL),
-        Way("graphs+preload", "hit", off=_ALL[1:]),
-        Way("graphs+preload+quick_cpu_probe", "hit", off=_ALL[2:]),
+        Way("graphs", "hit", _without(*_FORK)),
+        Way("graphs+preload", "hit", _without(*_FORK[1:])),
+        Way("graphs+preload+quick_cpu_probe", "hit", _without(*_FORK[2:])),
         Way("ours_warm", "hit"),
     ),
     (Way("ours_new_node", "hit"),),
     (Way("ours_pool", "hit", prefetch=True),),
 )
-NEEDED = ("stock_cold", "stock_warm", "ours_cold")  # by the others, or to compare with
+BASES = ("stock_cold", "stock_warm", "stock_gpu_like_cold", "stock_gpu_like_warm")  # what the others are compared with
+NEEDED = (*BASES, "ours_cold")
 
 
 def measure(app: AppConfig, say: Say) -> BenchResult:
@@ -71,7 +109,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
         ConfigError: `bench.skip` names no way, or one that the others need.
     """
     app = deepcopy(app)
-    ways_of = _chosen(app.bench.skip)
+    ways_of = _chosen(app)
     app.replicas = 1
     make_room(app, 1)
     rows: list[dict[str, Any]] = []
@@ -102,12 +140,12 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
 def _start(session: run.Session, app: AppConfig, way: Way) -> tuple[StartReport, float]:
     """How the start went, and the seconds of one forward pass when everything is warm."""
     cell = deepcopy(app)
-    cell.fast_cold_start = not way.stock
-    for lever in way.off:
-        setattr(cell.cold_start, lever, False)
-    label = way.name if way.copied or not way.stock else "stock"  # stock's two starts share vLLM's own cache
+    cell.fast_cold_start = way.fast
+    for name, value in way.cold_start.items():
+        setattr(cell.cold_start, name, value)
+    label = way.folder if way.folder and not way.copied else way.name
     if way.copied:
-        shutil.copytree(session.scratch / "stock" / "stock-cache", session.scratch / label / "stock-cache")
+        shutil.copytree(session.scratch / way.folder / "vllm-cache", session.scratch / label / "vllm-cache")
     fleet = session.fleet(cell, label)
     report = fleet.start_one("replica-0")
     seconds = [fleet.ask_one("replica-0", ["The sea"], Sampling(max_tokens=1))[0].ttft_s for _ in range(3)]
@@ -138,13 +176,17 @@ def _make_ready(app: AppConfig) -> None:
     )
 
 
-def _chosen(skip: list[str]) -> list[tuple[Way, ...]]:
+def _chosen(app: AppConfig) -> list[tuple[Way, ...]]:
+    skip = set(app.bench.skip)
     names = [way.name for ways in ROUND for way in ways if way.name not in NEEDED]
-    if unknown := sorted(set(skip) - set(names)):
+    if unknown := sorted(skip - set(names)):
         raise ConfigError(
             f"bench.skip={unknown} cannot be left out.", where="bench.skip", hint=f"These can: {', '.join(names)}."
         )
-    chosen = [tuple(way for way in ways if way.name not in skip) for ways in ROUND]
+    on_gpus = app.engine.device is Device.gpu  # there stock is as on GPUs
+    chosen = [
+        tuple(w for w in ways if w.name not in skip and not (on_gpus and w.folder == _GPU_LIKE)) for ways in ROUND
+    ]
     return [ways for ways in chosen if ways]
 
 
@@ -152,8 +194,8 @@ def _summary(rows: list[dict[str, Any]], ways: list[Way]) -> dict[str, Any]:
     found = {way.name: [r["first_token_s"] for r in rows if r["way"] == way.name] for way in ways}
     summary: dict[str, Any] = {"first_token_s": {way: round(statistics.median(s), 2) for way, s in found.items()}}
     summary["spread_s"] = {way: [min(s), max(s)] for way, s in found.items()}
-    for base in ("stock_cold", "stock_warm"):
-        paired = {w.name: [b / s for b, s in zip(found[base], found[w.name], strict=True)] for w in ways if not w.stock}
+    for base in [base for base in BASES if base in found]:
+        paired = {w.name: [b / s for b, s in zip(found[base], found[w.name], strict=True)] for w in ways if w.ours}
         summary[f"sooner_than_{base}"] = {way: round(statistics.median(p), 2) for way, p in paired.items()}
     summary["idle_mib"] = max(r["idle_mib"] for r in rows)
     return summary
@@ -167,7 +209,7 @@ def _row(way: Way, turn: int, report: StartReport, idle_mib: float) -> dict[str,
         "first_token_s": round(report.first_token_s, 2),
         "receipt": outcome,
         "idle_mib": round(idle_mib),
-        "ok": outcome == way.outcome,
+        "ok": outcome == way.outcome and (not way.loads or (report.facts.loaded > 0 and not report.facts.compiled)),
         "phases": [asdict(phase) for phase in report.phases],
     }
 

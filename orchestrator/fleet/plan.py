@@ -53,6 +53,7 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, scratch: str) 
     check_room(app, shape)
     bundles, backend = _placement(app, shape)
     stock = not app.fast_cold_start
+    share = not stock and app.cold_start.share_graphs and not app.engine.enforce_eager
     replicas = []
     for i in range(app.replicas):
         name = f"replica-{i}"
@@ -64,15 +65,14 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, scratch: str) 
             args=engine_args(app, backend),
             env=environment(app),
             scratch=folder,
-            # stock replicas of a run share a folder that starts out empty, as vLLM's own default on one node
-            cache_root=f"{scratch}/stock-cache" if stock else f"{folder}/cache",
+            # without our sharing a node's replicas have one folder, as by vLLM's own default; it starts out empty
+            cache_root=f"{folder}/cache" if share else f"{scratch}/vllm-cache",
             cpu=app.engine.device is Device.cpu,
             forked=not stock and app.cold_start.preload and app.engine.kind is EngineKind.vllm,
         )
         replicas.append(
             ReplicaPlan(name, spec, app.engine.kind, bundles, _strategy(app, bundles), app.engine.tensor_parallel_size)
         )
-    share = not stock and app.cold_start.share_graphs and not app.engine.enforce_eager
     return Plan(tuple(replicas), share, _warnings(app))
 
 

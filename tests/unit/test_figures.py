@@ -6,44 +6,52 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
 from orchestrator.report import results
+from tests import figures
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
-BLOCK = re.compile(r"<!-- figures: (\S+) -->\n(.*?)<!-- end of figures -->", re.S)
-BLOCKS = [
-    pytest.param(results, text, id=f"{file.name}-{results}")
-    for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    for results, text in BLOCK.findall(file.read_text())
-]
+FENCE = re.compile(r"^```.*?^```", re.S | re.M)
+EXPRESSION = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.S)
+BY_HAND = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.])")
+VERSIONS = re.compile(r"(vLLM|Ray Serve LLM) \d+\.\d+")
 
 
-def numbers(found: Any) -> set[str]:
-    """All numbers in a JSON value, rounded to one decimal."""
-    if isinstance(found, dict):
-        return set().union(*map(numbers, found.values())) if found else set()
-    if isinstance(found, list):
-        return set().union(*map(numbers, found)) if found else set()
-    return {f"{found:.1f}"} if isinstance(found, (int, float)) and not isinstance(found, bool) else set()
+@pytest.mark.parametrize("page", figures.PAGES, ids=lambda page: page.name)
+def test_figures_are_what_their_results_say(page: Path) -> None:
+    assert figures.rendered(page.read_text()) == page.read_text(), "run: make figures"
 
 
-def test_there_are_figures() -> None:
-    assert BLOCKS
+@pytest.mark.parametrize("template", sorted(figures.TEMPLATES.glob("*.j2")), ids=lambda file: file.stem)
+def test_no_figure_of_a_template_is_written_by_hand(template: Path) -> None:
+    text = VERSIONS.sub("", EXPRESSION.sub("", template.read_text()))
+    assert not BY_HAND.findall(text)
+    literals = [
+        found for expression in EXPRESSION.findall(template.read_text()) for found in BY_HAND.findall(expression)
+    ]
+    assert not literals
 
 
-@pytest.mark.parametrize(("results", "text"), BLOCKS)
-def test_figures_are_measured(results: str, text: str) -> None:
-    known = set().union(*(numbers(json.loads((ROOT / name).read_text())) for name in results.split(",")))
-    without_versions = re.sub(r"\d+\.\d+\.\d+|vLLM \d+\.\d+", "", text)
-    said = set(re.findall(r"(?<![\d.])\d+\.\d(?!\d)", without_versions))
-    assert said
-    assert not said - known, f"not in {results}: {sorted(said - known)}"
+@pytest.mark.parametrize("page", figures.PAGES, ids=lambda page: page.name)
+def test_no_measured_time_is_outside_of_the_blocks(page: Path) -> None:
+    text = FENCE.sub("", figures.BLOCK.sub("", page.read_text()))
+    assert not re.findall(BY_HAND.pattern + r" (?:s|times)\b", text)
+
+
+def test_another_number_is_found() -> None:
+    """Any other number, in any place of a block, even one that the same result has elsewhere."""
+    page = (ROOT / "README.md").read_text()
+    block = figures.BLOCK.search(page)
+    assert block
+    for number in BY_HAND.finditer(block[2]):
+        at = block.start(2) + number.start()
+        changed = page[:at] + "5.2" + page[at + len(number[0]) :]
+        assert changed == page or figures.rendered(changed) != changed
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
@@ -63,7 +71,3 @@ def test_one_command_reproduces_every_result(file: Path) -> None:
 def test_the_page_of_results_is_made_from_them() -> None:
     page = results.markdown({file.stem: json.loads(file.read_text()) for file in RESULTS})
     assert (ROOT / "docs" / "results" / "README.md").read_text() == page
-
-
-def test_the_check_can_fail() -> None:
-    assert numbers({"a": [1.26, {"b": 2}], "ok": True}) == {"1.3", "2.0"}
