@@ -6,7 +6,8 @@ Each imports what it needs when it runs: a driver that only sends requests loads
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,14 @@ def _batch(app: AppConfig, folder: Path, progress: Progress) -> Done:
     from orchestrator.report import write
     from orchestrator.runs.batch import job
 
-    result = job.execute(app, progress.say, progress.bar)
+    with tempfile.TemporaryDirectory(prefix="orchestrator-batch-") as place:
+
+        def earlier(names: list[str]) -> Iterator[Path]:
+            from orchestrator.cli import upload
+
+            return upload.earlier(app.upload or "", folder, job.MARK, names, Path(place))
+
+        result = job.execute(app, progress.say, progress.bar, folder, earlier if app.upload else None)
     return Done(result.summary(), lambda: write.write_batch(result, progress.console))
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 
 import rich.progress
 from rich.console import Console
+from rich.markup import escape
 
 
 class Progress:
@@ -57,7 +58,8 @@ class Progress:
             return
         self._last[who] = what
         elapsed = time.monotonic() - self._began
-        self._status.update(f"{who}: {what}")
-        self.console.log(f"[dim]{elapsed:6.1f} s[/] [bold]{who}[/] {what}", highlight=False)
+        shown = escape(what)  # a service's words, say, are no markup of ours
+        self._status.update(f"{who}: {shown}")
+        self.console.log(f"[dim]{elapsed:6.1f} s[/] [bold]{who}[/] {shown}", highlight=False)
         with suppress(OSError), self.log.open("a") as log:
             log.write(f"{elapsed:.1f} s {who} {what}\n")

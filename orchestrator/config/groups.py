@@ -138,9 +138,11 @@ class BatchConfig:
 
     input: str = ""  # JSONL in OpenAI's batch format
     output: str = ""  # empty: beside the input, as NAME.answers.jsonl
+    errors: str = ""  # a file of its own for requests that failed; empty: they are in the output
     url: str | None = None  # of a service that runs, its key in OPENAI_API_KEY; None: start one for the batch
+    model: str | None = None  # asked of every request, whatever its line names
     concurrency: int = 64  # requests at a time
-    retries: int = 5  # of a request, while the service is overloaded or not there
+    retries: int = 8  # of a request, while the service is overloaded or not there: for a minute or so
     timeout_s: float = 600.0  # for one answer
 
 

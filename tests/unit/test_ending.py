@@ -7,16 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.unit.commands import start
-from tests.unit.test_batch import Service, line
-from tests.waiting import HANG_S
+from tests.unit.batch_service import Service, hang, line, page, running
+from tests.unit.test_imports import HEAVY, imported
+from tests.waiting import HANG_S, wait_for
 
 NOWHERE = "/proc/nowhere"  # a storage that opens, and cannot be written
 SLOW_UPLOAD = """
@@ -36,10 +35,8 @@ Batch = Callable[..., subprocess.Popen[str]]
 @pytest.fixture
 def batch(tmp_path: Path) -> Iterator[Batch]:
     """Starts a batch of one request, against a service that answers: a job that needs neither Ray nor vLLM."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     (tmp_path / "in.jsonl").write_text(line("a"))
-    given = [f"batch.input={tmp_path}/in.jsonl", f"batch.url=http://127.0.0.1:{server.server_port}"]
+    given = [f"batch.input={tmp_path}/in.jsonl"]
     env = {**os.environ, "ORCHESTRATOR_HOME": str(tmp_path)}
     env.pop("HYDRA_FULL_ERROR", None)
 
@@ -47,8 +44,9 @@ def batch(tmp_path: Path) -> Iterator[Batch]:
         own = [f"hydra.run.dir={tmp_path}/out/day/time", *given, *words]
         return start(*program, "batch", *own, env={**env, **more})
 
-    yield begin
-    server.shutdown()
+    with running() as server:
+        given.append(f"batch.url=http://127.0.0.1:{server.server_port}")
+        yield begin
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict, str]:
@@ -84,6 +82,65 @@ def test_what_a_job_told_is_kept_as_it_goes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], timeout=HANG_S, check=False)
     (kept,) = folder.read_text().splitlines()
     assert kept.endswith(" s bench round 0, stock_cold: 82.0 s")
+
+
+def test_the_answers_of_a_batch_are_uploaded_and_a_second_submission_goes_on_from_there(
+    batch: Batch, tmp_path: Path
+) -> None:
+    """Also where it has nothing but the input, as a job on another node."""
+    answers, far = tmp_path / "in.answers.jsonl", f"upload={tmp_path}/far"
+    (tmp_path / "in.jsonl").write_text(line("a") + line("busy-1"))
+    code, result, err = ended(batch(far, "batch.retries=0"))
+    assert (code, result["answered"]) == (1, 1), err
+    uploaded = tmp_path / "far" / "day" / "time" / answers.name
+    assert (uploaded.is_symlink(), uploaded.read_text()) == (False, answers.read_text())
+    answers.unlink()
+    code, result, err = ended(batch(far, f"hydra.run.dir={tmp_path}/out/day/later"))
+    assert (code, result["before"], result["answered"]) == (0, 1, 2), err
+    assert Service.asked == {"a": 1, "busy-1": 2}
+    assert answers.read_text() == (tmp_path / "far" / "day" / "later" / answers.name).read_text()
+    assert answers.read_text().startswith(uploaded.read_text())
+    answers.unlink()
+    (tmp_path / "in.jsonl").write_text(line("a", temperature=1))  # another input, with the same names
+    code, result, err = ended(batch(far, f"hydra.run.dir={tmp_path}/out/day/other"))
+    assert (code, result["before"], result["answered"]) == (0, 0, 1), err
+
+
+def test_a_batch_is_cancelled_with_ctrl_c_and_goes_on_later(batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(map(line, "abc")))
+    Service.plays = {"c": [hang]}
+    answers = tmp_path / "in.answers.jsonl"
+    process = batch()
+    wait_for(lambda: answers.is_file() and answers.read_bytes().count(b"\n") == 2 and Service.asked["c"])
+    os.kill(process.pid, signal.SIGINT)
+    code, result, err = ended(process)
+    assert (code, result["error"], err.count("error: ")) == (130, "interrupted", 1)
+    Service.plays = {}
+    code, result, err = ended(batch())
+    assert (code, result["before"], result["answered"]) == (0, 2, 3), err
+
+
+def test_what_a_service_says_is_no_markup(batch: Batch) -> None:
+    Service.plays = {"a": [page(503)]}
+    code, result, err = ended(batch("batch.retries=0"))
+    assert code == 1
+    assert "[bold]sign in[/nothing]" in result["error"]
+    assert "[bold]sign in[/nothing]" in " ".join(err.split())
+
+
+def test_a_batch_for_a_service_elsewhere_imports_nothing_heavy(batch: Batch) -> None:
+    code, _, err = ended(batch(program=("-X", "importtime", "-m", "orchestrator")))
+    assert code == 0
+    assert "orchestrator" in imported(err)
+    assert not imported(err) & HEAVY
+
+
+def test_what_is_wrong_with_a_file_is_told_before_the_service_is_asked(batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(line("a") + "{\n")
+    code, result, err = ended(batch())
+    assert (code, err.count("error: ")) == (2, 1)
+    assert "line 2" in result["error"]
+    assert not Service.asked
 
 
 def test_a_failed_upload_fails_a_job_that_was_well_and_keeps_its_figures(batch: Batch) -> None:

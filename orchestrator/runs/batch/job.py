@@ -7,23 +7,27 @@ line is in the output are not asked again.
 from __future__ import annotations
 
 import asyncio
-import os
+import hashlib
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import httpx
-
-from orchestrator.config import AppConfig, BatchConfig
+from orchestrator.config import AppConfig, BatchConfig, sources
 from orchestrator.errors import ConfigError, ServeError
 from orchestrator.progress import Bar, Say
-from orchestrator.runs.batch.files import Output, Request, check, requests
+from orchestrator.runs.batch.address import key_of_environment
+from orchestrator.runs.batch.answers import Output
+from orchestrator.runs.batch.client import Client
+from orchestrator.runs.batch.requests import Request, check, requests
 
-_AGAIN = frozenset({429, 500, 502, 503, 504})  # the service's state, not the request
-_PAUSE_S = 0.5  # before the second attempt; doubled for each one after it
+Earlier = Callable[[list[str]], Iterable[Path]]  # names of files -> copies of them
+MARK = "batch.json"  # in a job's folder: of which input the answers are
+_LEFT_IN_A_ROW = 100  # without one answer between them: the service is down, whatever it says
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,12 @@ class BatchResult:
     """How a batch ended.
 
     Attributes:
-        answered: requests with status 200 in the output, those of earlier runs included.
+        answered: requests with an answer in the output, those of earlier runs included.
         failed: requests that the service refused; their lines say why.
         before: how many lines the output had when this run began.
         tokens: generated in this run.
         seconds: from the first request of this run to its last answer.
+        trouble: why a request of this run was left unanswered, or "".
     """
 
     output: str
@@ -45,6 +50,7 @@ class BatchResult:
     before: int
     tokens: int
     seconds: float
+    trouble: str = ""
 
     @property
     def ok(self) -> bool:
@@ -55,6 +61,7 @@ class BatchResult:
         """The job's RESULT line."""
         left = self.requests - self.answered - self.failed
         error = f"{self.failed} requests failed, {left} are unanswered; the same command asks those again"
+        error += f" ({self.trouble})" if left and self.trouble else ""
         return {
             "ok": self.ok,
             "output": self.output,
@@ -68,41 +75,62 @@ class BatchResult:
         }
 
 
-def execute(app: AppConfig, say: Say, bar: Bar) -> BatchResult:
+def execute(
+    app: AppConfig, say: Say, bar: Bar, folder: Path | None = None, earlier: Earlier | None = None
+) -> BatchResult:
     """Answer what is not answered yet, with a service of our own or the one at `batch.url`.
 
+    Args:
+        app: the checked configuration.
+        say, bar: for the display.
+        folder: the job's own, for a link to the answers; None: there is to be none.
+        earlier: finds what earlier jobs left of these answers in their folders.
+
     Raises:
-        ConfigError: the input is wrong (nothing is asked then), or another run writes the output.
-        OrchestratorError: the service did not come up, or is gone.
+        ConfigError: a file, the address or a model is wrong (nothing is asked then), or another run writes the output.
+        OrchestratorError: the service did not come up, takes no requests of ours, or is gone.
     """
     settings = app.batch
-    path = settings.output or f"{settings.input.removesuffix('.jsonl')}.answers.jsonl"
-    ids = check(settings.input)
-    with Output(path) as output:
+    ids = check(settings.input, () if settings.url else _names(app), settings.model)
+    paths = files(settings)
+    for setting, path in (("batch.output", paths[0]), ("batch.errors", paths[-1])):
+        if Path(path).resolve() == Path(settings.input).resolve():
+            raise ConfigError(f"{setting} is the input.", where=setting)
+    with Output(*paths) as output:
         strangers = output.done.keys() - ids
         if strangers:
             raise ConfigError(
-                f"{path} has answers to other requests, {min(strangers)!r} for one.",
+                f"{paths[0]} has answers to other requests, {min(strangers)!r} for one.",
                 where="batch.output",
                 hint="Name a new file.",
             )
+        if folder is not None:
+            _link(folder, settings.input, paths)
+        for found in earlier([Path(path).name for path in paths]) if earlier else ():
+            output.take(found, ids)
         before = len(output.done)
         asked = _Asked(settings, output, len(ids), bar)
         if before < len(ids):
             say("batch", f"{len(ids) - before} of {len(ids)} requests to ask")
             with ExitStack() as stack:
-                url: str | None = settings.url
-                names: tuple[str, ...] = ()
-                if url is None:
-                    from orchestrator.serve.launch import (
-                        serving,  # vLLM and Ray, which a service elsewhere does not need
-                    )
+                if settings.url:
+                    client, model = Client(settings, settings.url, key_of_environment(), say), settings.model
+                else:
+                    from orchestrator.serve.launch import serving  # vLLM and Ray; a service elsewhere needs neither
 
-                    service = stack.enter_context(serving(_on_a_free_port(app), say))
-                    url, names = service.address, service.models
-                asyncio.run(asked.all(url, names))
-        answered = sum(status == 200 for status in output.done.values())
-    return BatchResult(path, len(ids), answered, len(output.done) - answered, before, asked.tokens, asked.seconds)
+                    service = stack.enter_context(serving(_for_us_alone(app), say))
+                    client = Client(settings, service.address, _own_key(app), say)
+                    model = settings.model or service.models[0]
+                asyncio.run(asked.all(client, model))
+        answered = sum(status < 400 for status in output.done.values())
+    failed = len(output.done) - answered
+    return BatchResult(paths[0], len(ids), answered, failed, before, asked.tokens, asked.seconds, asked.trouble)
+
+
+def files(settings: BatchConfig) -> list[str]:
+    """The output, and the error file if there is to be one."""
+    output = settings.output or f"{settings.input.removesuffix('.jsonl')}.answers.jsonl"
+    return [output, settings.errors] if settings.errors else [output]
 
 
 class _Asked:
@@ -110,57 +138,79 @@ class _Asked:
 
     def __init__(self, settings: BatchConfig, output: Output, total: int, bar: Bar) -> None:
         self._settings, self._output, self._total, self._bar = settings, output, total, bar
-        self.tokens, self.seconds = 0, 0.0
+        self._in_a_row = 0  # requests that were left, since the last answer
+        self.tokens, self.seconds, self.trouble = 0, 0.0, ""
 
-    async def all(self, url: str, names: tuple[str, ...]) -> None:
-        """Ask what is left, `batch.concurrency` at a time."""
+    async def all(self, client: Client, model: str | None) -> None:
+        """Ask what is left, `batch.concurrency` at a time.
+
+        Args:
+            client: of the service.
+            model: for requests that name none, or with `batch.model` for all.
+        """
         left = (r for r in requests(self._settings.input) if r.custom_id not in self._output.done)
-        headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {}
-        limits = httpx.Limits(max_connections=self._settings.concurrency)
         began = time.monotonic()
-        async with httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=self._settings.timeout_s, limits=limits
-        ) as client:
-            await asyncio.gather(*(self._some(client, left, names) for _ in range(self._settings.concurrency)))
-        self.seconds = time.monotonic() - began
+        async with client:
+            workers = [asyncio.create_task(self._some(client, left, model)) for _ in range(self._settings.concurrency)]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+        self.seconds, self.trouble = time.monotonic() - began, client.trouble
 
-    async def _some(self, client: httpx.AsyncClient, left: Iterator[Request], names: tuple[str, ...]) -> None:
+    async def _some(self, client: Client, left: Iterator[Request], model: str | None) -> None:
         for request in left:  # shared by all workers, each of which takes the next
-            if names:
-                request.body.setdefault("model", names[0])
-            answer = await self._one(client, request)
+            if model is not None and (self._settings.model or request.body.get("model") is None):
+                request.body["model"] = model
+            answer = await client.ask(request)
             if answer is None:
+                self._in_a_row += 1
+                if self._in_a_row >= _LEFT_IN_A_ROW:
+                    text = f"{self._in_a_row} requests in a row got no answer. {client.trouble}."
+                    raise ServeError(text, hint="The same command asks what is left.")
                 continue
-            body = answer.json()
-            self.tokens += (body.get("usage") or {}).get("completion_tokens", 0)
-            self._output.add(request, answer.status_code, body)
+            self._in_a_row = 0
+            self.tokens += _tokens(answer.body)
+            self._output.add(request.custom_id, answer.status, answer.body)
             self._bar(len(self._output.done), self._total)
 
-    async def _one(self, client: httpx.AsyncClient, request: Request) -> httpx.Response | None:
-        """The answer; None if the service could not give one this time.
 
-        Raises:
-            ServeError: nothing listens there any more.
-        """
-        for attempt in range(self._settings.retries + 1):
-            if attempt:
-                await asyncio.sleep(_PAUSE_S * 2 ** (attempt - 1))
-            try:
-                answer = await client.post(request.url, json=request.body)
-            except httpx.ConnectError as error:
-                if attempt == self._settings.retries:
-                    raise ServeError(f"No service at {client.base_url}: {error}.") from error
-                continue
-            except httpx.TransportError:
-                continue
-            if answer.status_code not in _AGAIN:
-                return answer
-        return None
+def _link(folder: Path, source: str, paths: Sequence[str]) -> None:
+    """The answers are among the job's outputs, and are uploaded with them."""
+    with Path(source).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    (folder / MARK).write_text(json.dumps({"input_sha256": digest}))
+    for path in map(Path, paths):
+        link = folder / path.name
+        if link.is_symlink():
+            link.unlink()
+        if not link.exists():  # else the answers themselves are there
+            link.symlink_to(path.resolve())
 
 
-def _on_a_free_port(app: AppConfig) -> AppConfig:
+def _tokens(body: dict[str, Any]) -> int:
+    """How many were generated, where the service says so."""
+    usage = body.get("usage")
+    found = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return found if isinstance(found, int) else 0
+
+
+def _names(app: AppConfig) -> list[str]:
+    """What a service of our own will answer to."""
+    return [sources.model(name, app.search_path).name for name in app.serve.models] or [app.model.name]
+
+
+def _for_us_alone(app: AppConfig) -> AppConfig:
     from orchestrator.cluster.ray_start import free_ports
 
     cell = deepcopy(app)
+    cell.serve.host = "127.0.0.1"
     (cell.serve.port,) = free_ports(1)  # not one that the system may give to a connection meanwhile
     return cell
+
+
+def _own_key(app: AppConfig) -> str:
+    """One that a service of our own will take."""
+    file = app.serve.api_keys_file
+    return next(key for line in Path(file).read_text().splitlines() if (key := line.strip())) if file else ""
