@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from copy import deepcopy
 from typing import Any
 
+from orchestrator.bench import baseline
 from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult, Plot
 from orchestrator.cluster import provenance
@@ -16,15 +16,15 @@ from orchestrator.runs import run
 
 def measure(app: AppConfig, say: Say) -> BenchResult:
     """One cold replica, then `bench.batch` cold ones at once, stock and ours, round by round."""
-    rows = []
+    rows, ways = [], baseline.ways(app)
     for turn in range(app.bench.rounds):
-        for way in ("ours", "stock"):
+        for way in ways:
             for number in (1, app.bench.batch):
-                row = {"way": way, "replicas": number, "round": turn, **_cold(app, way == "stock", number, turn, say)}
+                row = {"way": way, "replicas": number, "round": turn, **_cold(app, way, number, turn, say)}
                 say("bench", f"round {turn}, {way}, {number} replicas: {row['compile_cpu_s']:.1f} s of CPU compiling")
                 rows.append(row)
     numbers = (1, app.bench.batch)
-    cpu = {way: {str(n): _median(rows, way, n, "compile_cpu_s") for n in numbers} for way in ("ours", "stock")}
+    cpu = {way: {str(n): _median(rows, way, n, "compile_cpu_s") for n in numbers} for way in ways}
     one, many = map(str, numbers)
     loads = _median(rows, "ours", app.bench.batch, "load_cpu_s")
     summary = {
@@ -33,16 +33,16 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
         "compile_cpu_ratio": round(cpu["ours"][many] / cpu["ours"][one], 2),
         "compile_and_load_cpu_ratio": round((cpu["ours"][many] + loads) / cpu["ours"][one], 2),
         "compile_cpu_ratio_of_stock": round(cpu["stock"][many] / cpu["stock"][one], 2),
-        "stock_of_ours": round(cpu["stock"][many] / (cpu["ours"][many] + loads), 2),
+        **{f"{w}_of_ours": round(cpu[w][many] / (cpu["ours"][many] + loads), 2) for w in ways if w != "ours"},
     }
     plots = (Plot("Seconds of CPU for compiling", "compile_cpu_s", ("way", "replicas", "round")),)
     well = all(row["compiled"] == 1 for row in rows if row["way"] == "ours")
     return BenchResult("contention", summary, rows, provenance.machine(), well, plots)
 
 
-def _cold(app: AppConfig, stock: bool, number: int, turn: int, say: Say) -> dict[str, Any]:
-    cell = deepcopy(app)
-    cell.replicas, cell.fast_cold_start = number, not stock
+def _cold(app: AppConfig, way: str, number: int, turn: int, say: Say) -> dict[str, Any]:
+    cell = baseline.cell(app, way)
+    cell.replicas = number
     cell.graph_cache.store = f"{app.graph_cache.store}/{turn}-{number}"
     cell.graph_cache.node_folder = f"{app.graph_cache.node_folder}/{turn}-{number}"
     make_room(cell, number)

@@ -6,21 +6,21 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 import ray
 
 from orchestrator import models
-from orchestrator.bench import lower_bound
+from orchestrator.bench import baseline, lower_bound
 from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult
 from orchestrator.cluster import provenance
-from orchestrator.config import AppConfig, Device, KvUpdate
+from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context
@@ -37,62 +37,40 @@ class Way:
 
     Attributes:
         outcome: what the graph cache is to say.
-        cold_start: settings of this group that differ from the run's.
-        fast: `fast_cold_start`; without it vLLM is as it comes.
-        folder: vLLM's own cache folder, which ways of this name share; "": none, graphs come from the cluster's cache.
-        copied: to another place first, as vLLM's documentation recommends.
-        loads: it has to load what an earlier way saved, and to compile nothing.
+        off: levers of `cold_start` that are off.
+        base: of baseline.WAYS.
+        copied: vLLM's own cache folder is copied to another place first, as vLLM's documentation recommends.
+        loads: it has to load what an earlier way saved in that folder, and to compile nothing.
         prefetch: the node was made ready before, as it is for a service.
     """
 
     name: str
     outcome: str
-    cold_start: Mapping[str, Any] = field(default_factory=dict)
-    fast: bool = True
-    folder: str = ""
+    off: tuple[str, ...] = ()
+    base: str = "ours"
     copied: bool = False
     loads: bool = False
     prefetch: bool = False
 
-    @property
-    def ours(self) -> bool:
-        """It shares graphs; the others are what it is compared with."""
-        return not self.folder
-
-
-_GPU_LIKE = "gpu_like"
-_FORK = ("preload", "quick_cpu_probe", "short_profile")
-# Plain vLLM as it is on a GPU, where it compiles in pieces and loads its own artifacts: on CPU it does neither, unless
-# our plugin lets it. Nothing else of ours is on. A new node has no such folder, so that it starts as a cold one does.
-AS_ON_GPUS: dict[str, Any] = {
-    "kv_update": KvUpdate.layer_name,
-    "trace_once": False,
-    "share_graphs": False,
-    **dict.fromkeys(_FORK, False),
-}
-
-
-def _without(*levers: str) -> dict[str, Any]:
-    return dict.fromkeys(levers, False)
-
 
 # Each list runs in a Ray of its own, in this order; what a node keeps (zygote, node copies) begins empty with it.
+# A new node has none of vLLM's own folders, so that a stock start there is as a cold one.
 ROUND = (
     (
-        Way("stock_cold", "stock", fast=False, folder="stock"),
-        Way("stock_warm", "stock", fast=False, folder="stock"),
-        Way("stock_copied", "stock", fast=False, folder="stock", copied=True),
+        Way("stock_cold", "stock", base="stock"),
+        Way("stock_warm", "stock", base="stock"),
+        Way("stock_copied", "stock", base="stock", copied=True),
     ),
     (
-        Way("stock_gpu_like_cold", "stock", AS_ON_GPUS, folder=_GPU_LIKE),
-        Way("stock_gpu_like_warm", "stock", AS_ON_GPUS, folder=_GPU_LIKE, loads=True),
-        Way("stock_gpu_like_copied", "stock", AS_ON_GPUS, folder=_GPU_LIKE, copied=True, loads=True),
+        Way("stock_gpu_like_cold", "stock", base="stock_gpu_like"),
+        Way("stock_gpu_like_warm", "stock", base="stock_gpu_like", loads=True),
+        Way("stock_gpu_like_copied", "stock", base="stock_gpu_like", copied=True, loads=True),
     ),
     (
         Way("ours_cold", "compiled"),
-        Way("graphs", "hit", _without(*_FORK)),
-        Way("graphs+preload", "hit", _without(*_FORK[1:])),
-        Way("graphs+preload+quick_cpu_probe", "hit", _without(*_FORK[2:])),
+        Way("graphs", "hit", off=baseline.FORK),
+        Way("graphs+preload", "hit", off=baseline.FORK[1:]),
+        Way("graphs+preload+quick_cpu_probe", "hit", off=baseline.FORK[2:]),
         Way("ours_warm", "hit"),
     ),
     (Way("ours_new_node", "hit"),),
@@ -109,7 +87,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
         ConfigError: `bench.skip` names no way, or one that the others need.
     """
     app = deepcopy(app)
-    ways_of = _chosen(app)
+    ways_of = chosen(app)
     app.replicas = 1
     make_room(app, 1)
     rows: list[dict[str, Any]] = []
@@ -139,14 +117,10 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
 
 def _start(session: run.Session, app: AppConfig, way: Way) -> tuple[StartReport, float]:
     """How the start went, and the seconds of one forward pass when everything is warm."""
-    cell = deepcopy(app)
-    cell.fast_cold_start = way.fast
-    for name, value in way.cold_start.items():
-        setattr(cell.cold_start, name, value)
-    label = way.folder if way.folder and not way.copied else way.name
+    label = way.name if way.copied or way.base == "ours" else way.base  # who shares vLLM's own folder
     if way.copied:
-        shutil.copytree(session.scratch / way.folder / "vllm-cache", session.scratch / label / "vllm-cache")
-    fleet = session.fleet(cell, label)
+        shutil.copytree(session.scratch / way.base / "vllm-cache", session.scratch / label / "vllm-cache")
+    fleet = session.fleet(baseline.cell(app, way.base, baseline.without(*way.off)), label)
     report = fleet.start_one("replica-0")
     seconds = [fleet.ask_one("replica-0", ["The sea"], Sampling(max_tokens=1))[0].ttft_s for _ in range(3)]
     fleet.stop()
@@ -176,17 +150,15 @@ def _make_ready(app: AppConfig) -> None:
     )
 
 
-def _chosen(app: AppConfig) -> list[tuple[Way, ...]]:
+def chosen(app: AppConfig) -> list[tuple[Way, ...]]:
     skip = set(app.bench.skip)
     names = [way.name for ways in ROUND for way in ways if way.name not in NEEDED]
     if unknown := sorted(skip - set(names)):
         raise ConfigError(
             f"bench.skip={unknown} cannot be left out.", where="bench.skip", hint=f"These can: {', '.join(names)}."
         )
-    on_gpus = app.engine.device is Device.gpu  # there stock is as on GPUs
-    chosen = [
-        tuple(w for w in ways if w.name not in skip and not (on_gpus and w.folder == _GPU_LIKE)) for ways in ROUND
-    ]
+    bases = baseline.ways(app)
+    chosen = [tuple(way for way in ways if way.name not in skip and way.base in bases) for ways in ROUND]
     return [ways for ways in chosen if ways]
 
 
@@ -195,7 +167,9 @@ def _summary(rows: list[dict[str, Any]], ways: list[Way]) -> dict[str, Any]:
     summary: dict[str, Any] = {"first_token_s": {way: round(statistics.median(s), 2) for way, s in found.items()}}
     summary["spread_s"] = {way: [min(s), max(s)] for way, s in found.items()}
     for base in [base for base in BASES if base in found]:
-        paired = {w.name: [b / s for b, s in zip(found[base], found[w.name], strict=True)] for w in ways if w.ours}
+        paired = {
+            w.name: [b / s for b, s in zip(found[base], found[w.name], strict=True)] for w in ways if w.base == "ours"
+        }
         summary[f"sooner_than_{base}"] = {way: round(statistics.median(p), 2) for way, p in paired.items()}
     summary["idle_mib"] = max(r["idle_mib"] for r in rows)
     return summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -86,10 +87,11 @@ class ReplicaStart:
         self.name = _replica_name()
         self.model_id = str(llm_config.model_id)
         self._app, self._llm_config = app, llm_config
-        scratch = Path(tempfile.mkdtemp(prefix="orchestrator-serve-"))
-        root = scratch / "cache"
-        root.mkdir(mode=0o700)
         start = app.cold_start
+        share = start.share_graphs and not llm_config.engine_kwargs.get("enforce_eager", False)
+        scratch = Path(tempfile.mkdtemp(prefix="orchestrator-serve-"))
+        root = scratch / "cache" if share else vllms_own_cache()
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         spec = engine_spec(
             app,
             replica=self.name,
@@ -102,7 +104,6 @@ class ReplicaStart:
             forked=start.preload and fork_context.available(),
         )
         self._supervisor = Supervisor(spec, remove=str(scratch))
-        share = start.share_graphs and not llm_config.engine_kwargs.get("enforce_eager", False)
         cache = GraphCacheClient(cache_settings(app, share=share), self.name, self._supervisor.events)
         self._start = Start(self.name, cache, self._supervisor.events, root, began=_launched())
 
@@ -136,6 +137,12 @@ def _configuration(settings: Mapping[str, Any], model_id: str) -> config.AppConf
 def _replica_name() -> str:
     replica = serve.get_replica_context().replica_id
     return f"{replica.deployment_id.name}#{replica.unique_id}".replace("/", "-")
+
+
+def vllms_own_cache() -> Path:
+    """vLLM's own cache folder, as vLLM finds it; it is not imported yet."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "vllm")
+    return Path(os.environ.get("VLLM_CACHE_ROOT", default)).expanduser()
 
 
 def _launched() -> float:
