@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cluster import provenance
@@ -72,7 +71,7 @@ def write_warm(folder: Path, result: WarmResult, console: Console) -> dict[str, 
 def write_batch(result: BatchResult, console: Console) -> dict[str, Any]:
     """Print how a batch ended; returns the RESULT line's object."""
     found = result.summary()
-    table = Table(title=escape(f"Answers in {result.output}"), title_justify="left")
+    table = Table(title=f"Answers in {result.output}", title_justify="left")
     for column in ("requests", "answered", "failed", "before", "tokens_per_s", "seconds"):
         table.add_column(column.replace("_", " "), justify="right")
     table.add_row(*(str(found[c]) for c in ("requests", "answered", "failed", "before", "tokens_per_s", "seconds")))

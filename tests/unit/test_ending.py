@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.commands import start
 from tests.unit.batch_service import Service, hang, line, page, running
+from tests.unit.commands import start
 from tests.unit.test_imports import HEAVY, imported
 from tests.waiting import HANG_S, wait_for
 
