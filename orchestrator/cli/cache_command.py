@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from orchestrator import paths
+from orchestrator.cli import terminal
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
     from orchestrator.graph_cache.store import Store
 
-_HOME = os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache" / "orchestrator"))
-console = Console()
+console = terminal.console()
 
 
 def arguments(cache: argparse.ArgumentParser) -> None:
     """Add this command's own arguments to its parser."""
-    cache.add_argument("--store", default=f"{_HOME}/graphs", help="folder or URI (default: %(default)s)")
-    cache.add_argument("--key-file", default=f"{_HOME}/signing.key", help="signing key (default: %(default)s)")
+    cache.add_argument("--store", help="folder or URI (default: graphs in ORCHESTRATOR_HOME)")
+    cache.add_argument("--key-file", help="signing key (default: signing.key there)")
     commands = cache.add_subparsers(dest="command", required=True)
     commands.add_parser("ls", help="list entries")
     show = commands.add_parser("show", help="all that an entry says about itself, as JSON")
@@ -57,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
             f"`cache {options.command}` takes Hydra's overrides and nothing before it.",
             hint="For example: orchestrator cache warm model=tiny_llama graph_cache.store=s3://bucket/graphs",
         )
+    options.store = paths.expanded(options.store or f"{paths.home()}/graphs")
+    options.key_file = options.key_file or f"{paths.home()}/signing.key"
     return _COMMANDS[options.command](options, Store(options.store))
 
 
@@ -115,10 +116,10 @@ def _verify(options: argparse.Namespace, store: Store) -> int:
             if found is None:
                 raise OrchestratorError("its bundle is missing")
             bundle.verify(memoryview(found.data), signing, name, limits)
-            console.print(f"{name[:12]} [green]authentic[/], {len(found.data)} bytes")
+            console.print(Text.assemble(f"{name[:12]} ", ("authentic", "green"), f", {len(found.data)} bytes"))
         except OrchestratorError as error:
             bad += 1
-            console.print(f"{name[:12]} [red]REFUSED[/]: {error}")
+            console.print(Text.assemble(f"{name[:12]} ", ("REFUSED", "red"), f": {error}"))
     return 1 if bad else 0
 
 

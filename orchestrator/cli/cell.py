@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import SweepConfig
+from orchestrator.config import SweepConfig, sources
+from orchestrator.errors import one_line
 
-RECORD = "cell.json"
+RECORD, RESULT = "cell.json", "result.json"
+_SAID = (RECORD, RESULT, "bench.json", "warm.json")  # by earlier attempts
 _STOP_S = 30.0  # after Ctrl-C, or a deadline
 
 
@@ -61,7 +63,7 @@ class Processes:
         self._stopped = False
 
     def run(self, cell: Cell, settings: SweepConfig) -> dict[str, Any]:
-        """Run one cell, or find that it has run.
+        """Run one cell, or find that it has run; whatever goes wrong is its outcome.
 
         Args:
             cell: what to run.
@@ -74,13 +76,17 @@ class Processes:
             return {**done, "resumed": True}
         found: dict[str, Any] = {}
         for attempt in range(1, settings.retries + 2):
-            code, result = self._once(cell, settings.deadline_s)
+            try:
+                code, result = self._once(cell, settings.deadline_s)
+            except Exception as error:
+                code, result = 1, {"ok": False, "error": one_line(error)}
             found = {"overrides": list(cell.overrides), "flags": list(cell.flags)}
             found |= {"attempts": attempt, "code": code, "result": result, "resumed": False}
             if code in (0, 2) or self._stopped:  # 2: wrong configuration stays wrong
                 break
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        (cell.folder / RECORD).write_text(json.dumps({"schema": "orchestrator.cell/1", **found}, indent=2))
+        with suppress(OSError):  # without a record it is run again
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            (cell.folder / RECORD).write_text(json.dumps({"schema": "orchestrator.cell/1", **found}, indent=2))
         return found
 
     def stop(self) -> None:
@@ -94,8 +100,11 @@ class Processes:
                 time.sleep(0.05)
 
     def _once(self, cell: Cell, deadline_s: float | None) -> tuple[int, dict[str, Any]]:
-        words = [*command(cell.job), *cell.flags, *cell.overrides, f"hydra.run.dir={cell.folder}"]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0, env=cell.env)
+        for name in _SAID:
+            (cell.folder / name).unlink(missing_ok=True)  # an attempt has one outcome, its own
+        words = [*command(cell.job), *cell.flags, *cell.overrides, f"hydra.run.dir={sources.quoted(str(cell.folder))}"]
+        text: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "replace"}
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, process_group=0, env=cell.env, **text)
         self._running.add(process)
         late = False
         try:
@@ -110,22 +119,30 @@ class Processes:
             raise
         finally:
             self._running.discard(process)
-        said = [line for line in out.splitlines() if line.startswith("RESULT ")]
-        result: dict[str, Any] = json.loads(said[-1].removeprefix("RESULT ")) if said else {"ok": False}
+        code, result = process.returncode, _said(out)
         if late:
-            result = {"ok": False, "error": f"not done within sweep.deadline_s={deadline_s:g}"}
-        elif process.returncode < 0:
-            name = signal.Signals(-process.returncode).name
-            result = {"ok": False, "error": f"its process was killed by {name}"}
-        elif not said:
-            result["error"] = f"it ended with exit code {process.returncode} and said nothing"
-        code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as a shell has it
-        return (1 if late else code), result
+            return 1, {"ok": False, "error": f"not done within sweep.deadline_s={deadline_s:g}"}
+        if code < 0:  # as a shell has it
+            return 128 - code, {"ok": False, "error": f"its process was killed by {signal.Signals(-code).name}"}
+        if result is None:
+            return code or 1, {"ok": False, "error": f"it ended with exit code {code} and said nothing"}
+        if code and result["ok"]:
+            result = {**result, "ok": False, "error": f"it ended with exit code {code} after it was done"}
+        return code or int(not result["ok"]), result
 
 
 def environment() -> dict[str, str]:
     """This process's environment as it is now, for a cell that another thread starts later."""
     return dict(os.environ)
+
+
+def _said(out: str) -> dict[str, Any] | None:
+    """A job's RESULT line; None where there is none, or it is torn."""
+    lines = [line.removeprefix("RESULT ") for line in out.splitlines() if line.startswith("RESULT ")]
+    with suppress(ValueError):
+        found = json.loads(lines[-1]) if lines else None
+        return found if isinstance(found, dict) and "ok" in found else None
+    return None
 
 
 def _signal(process: subprocess.Popen[str], signum: int) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +17,13 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
+from orchestrator import paths
 from orchestrator.cli import exit as endings
+from orchestrator.cli import sweep, terminal
 from orchestrator.cli.jobs import Job
 from orchestrator.cli.progress import Progress
-from orchestrator.cli.sweep import Cells
-from orchestrator.config import CONF, load, sources
+from orchestrator.config import CONF, load, places, sources
 from orchestrator.errors import ConfigError, OrchestratorError
 
 _FULL = "HYDRA_FULL_ERROR"  # set to 1: whole tracebacks, for us as for Hydra
@@ -44,12 +45,14 @@ class HydraApp:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._console = Console(stderr=True)
+        self._console = terminal.console(stderr=True)
         self._ending = endings.Ending()
         self._interrupts = endings.Interrupts()
-        self._cells = Cells(job, self._console)
+        self._cells = sweep.Cells(job, self._console)
         self._upload_to: tuple[Path, str] | None = None
         self._full = os.environ.get(_FULL)
+        multirun = job.multirun or {"-m", "--multirun"} & set(sys.argv)
+        self._places = {"/": "hydra.sweep.dir" if multirun else "hydra.run.dir"}  # Hydra's own files come first
 
     def run(self) -> int:
         """Run it; returns the exit code, after the RESULT line."""
@@ -82,6 +85,7 @@ class HydraApp:
         elif error:
             if self._full == "1":
                 traceback.print_exception(error)
+            error = paths.refusal(error, self._places) or error
             self._ending.failed(endings.one_line(error), endings.code_of(error))
 
     def _work(self) -> None:
@@ -100,7 +104,9 @@ class HydraApp:
         with self._cells.running(), _variable(_FULL, "1"):  # errors of Hydra's come to us instead of its several lines
             try:
                 hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
-            except ValueError as error:  # flags that do not go together
+            except ValueError as error:  # flags that do not go together, or a log file that cannot be written
+                if isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from None
                 raise ConfigError(endings.one_line(error), where="") from error
         self._cells.report(self._ending)
 
@@ -109,7 +115,7 @@ class HydraApp:
         settings = HydraConfig.get()
         multirun = settings.mode is RunMode.MULTIRUN
         folder = Path(settings.runtime.output_dir)
-        self._prepare_upload(cfg, folder.parent if multirun else folder)
+        self._prepare_upload(cfg, sweep.folder(settings) if multirun else folder)
         if multirun:
             return self._cells.add(cfg, settings)
         self._one(cfg, settings, folder)
@@ -117,6 +123,7 @@ class HydraApp:
 
     def _one(self, cfg: DictConfig, settings: HydraConf, folder: Path) -> None:
         app = load(cfg, sources.search_path(settings))  # what is wrong with it is told before anything is imported
+        self._places = {tempfile.gettempdir(): "TMPDIR", **places(app), str(folder): "hydra.run.dir"}
         with Progress(self._console, folder / "progress.log") as progress:
             done = self._job.work(app, folder, progress)
             self._ending.done(done.figures)
@@ -138,7 +145,7 @@ class HydraApp:
 
         folder, uri = self._upload_to
         try:
-            self._console.print(f"Uploaded: {upload.upload(folder, uri)}")
+            self._console.print(f"Uploaded: {upload.upload(folder, uri)}", soft_wrap=True)
         except Exception as error:
             raise OrchestratorError(f"{folder} was not uploaded: {endings.one_line(error)}") from error
 

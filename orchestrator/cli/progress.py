@@ -9,7 +9,7 @@ from types import TracebackType
 
 import rich.progress
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 
 class Progress:
@@ -58,8 +58,7 @@ class Progress:
             return
         self._last[who] = what
         elapsed = time.monotonic() - self._began
-        shown = escape(what)  # a service's words, say, are no markup of ours
-        self._status.update(f"{who}: {shown}")
-        self.console.log(f"[dim]{elapsed:6.1f} s[/] [bold]{who}[/] {shown}", highlight=False)
+        self._status.update(Text(f"{who}: {what}"))
+        self.console.log(Text.assemble((f"{elapsed:6.1f} s", "dim"), " ", (who, "bold"), f" {what}"))
         with suppress(OSError), self.log.open("a") as log:
             log.write(f"{elapsed:.1f} s {who} {what}\n")

@@ -6,8 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
+from orchestrator.cli import terminal
 from orchestrator.errors import ConfigError
 
 
@@ -32,5 +31,5 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if len(options.results_of) != 2:
         raise ConfigError("report needs two results, or --results FOLDER.")
-    compare.show(compare.compare(*options.results_of), Console(), options.html)
+    compare.show(compare.compare(*options.results_of), terminal.console(), options.html)
     return 0

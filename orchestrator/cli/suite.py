@@ -40,7 +40,7 @@ def execute(app: AppConfig, folder: Path, say: Say) -> dict[str, Any]:
             continue
         say("suite", name)
         cell = folder / str(i)
-        words = [*entry.run, f"state_dir={app.state_dir}"]
+        words = [*entry.run, f"state_dir={sources.quoted(app.state_dir)}"]
         how = Processes().run(Cell("bench", words, cell, sources.flags(HydraConfig.get())), app.sweep)
         ends.append({"name": name, "ok": how["code"] == 0, "error": how["result"].get("error", "")})
         if (cell / "bench.json").is_file():

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 from hydra.conf import HydraConf
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.text import Text
 
-from orchestrator.cli.cell import Cell, Processes, environment
+from orchestrator.cli.cell import RESULT, Cell, Processes, environment
 from orchestrator.cli.exit import FAILED, WRONG, Ending
 from orchestrator.cli.jobs import Job
 from orchestrator.config import AppConfig, ClusterKind, Device, SweepConfig, load, sources
@@ -38,6 +39,7 @@ class Cells:
         self._processes = Processes()
         self._pool: ThreadPoolExecutor | None = None
         self._cells: list[dict[str, Any]] = []
+        self._folder = Path()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -56,8 +58,16 @@ class Cells:
         """One cell, or its beginning where cells run in parallel; returns what a sweeper that optimises asks for."""
         overrides = [o for o in settings.overrides.task if not o.startswith(_OWN)]
         found: dict[str, Any] = {"folder": str(settings.runtime.output_dir), "overrides": overrides}
+        others = [cell["folder"] for cell in self._cells]
         self._cells.append(found)
+        self._folder = folder(settings)
         try:
+            if found["folder"] in others:
+                raise ConfigError(
+                    f"An earlier cell's folder is {found['folder']} too.",
+                    where="hydra.sweep.subdir",
+                    hint="Set hydra.sweep.subdir='${hydra.job.num}', or name in it all that the sweep varies.",
+                )
             app = load(cfg, sources.search_path(settings))
             check_parallel(self._job, app)
         except ConfigError as error:
@@ -82,24 +92,33 @@ class Cells:
         if self._job.compared:
             from orchestrator.report import write
 
-            folder = Path(self._cells[0]["folder"]).parent
-            ending.done(write.write_sweep(folder, self._cells, self._console), code)
+            ending.done(write.write_sweep(self._folder, self._cells, self._console), code)
 
     def _run(self, cell: Cell, found: dict[str, Any], settings: SweepConfig) -> None:
-        self._console.print(f"[bold]{' '.join(cell.overrides) or 'defaults'}[/]")
+        self._console.print(" ".join(cell.overrides) or "defaults", style="bold", soft_wrap=True)
         self._ended(found, self._processes.run(cell, settings))
 
     def _ended(self, found: dict[str, Any], how: dict[str, Any]) -> None:
         """A cell's failure is recorded, and the others go on."""
         found |= how
-        folder, name = Path(found["folder"]), " ".join(found["overrides"])
+        file, data = Path(found["folder"]) / RESULT, None
+        if "attempts" in how:  # else it did not run, and what is there is another's
+            with suppress(OSError, ValueError):
+                data = json.loads(file.read_text())
         if found["code"]:
             line = found["result"].setdefault("error", "its replicas did not share graphs or tokens")
-            self._console.print(f"[red]failed:[/] {name}: {line}")
-            file = folder / "result.json"
-            if not file.is_file() or "replicas" not in json.loads(file.read_text()):
-                folder.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps({**found["result"], "overrides": found["overrides"]}, indent=2))
+            name = " ".join(found["overrides"])
+            self._console.print(Text.assemble(("failed:", "red"), f" {name}: {line}"), soft_wrap=True)
+            if data is None:
+                data = {**found["result"], "overrides": found["overrides"]}
+                with suppress(OSError), file.open("x") as new:
+                    json.dump(data, new, indent=2)
+        found["data"] = data or found["result"]
+
+
+def folder(settings: HydraConf) -> Path:
+    """A multirun's own folder: its cells' are below, by whatever names."""
+    return Path(settings.runtime.cwd, settings.sweep.dir)
 
 
 def check_parallel(job: Job, app: AppConfig) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from orchestrator import paths
 from orchestrator.errors import ConfigError
 
 
@@ -60,6 +61,7 @@ def _within(system: fs.FileSystem, path: str, kind: fs.FileType) -> list[fs.File
 
 
 def _open(uri: str) -> tuple[fs.FileSystem, str]:
+    uri = paths.expanded(uri)
     try:
         found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri if "://" in uri else Path(uri).resolve().as_uri())
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from orchestrator import paths
 from orchestrator.config import bounds, extra
 from orchestrator.config.enums import BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
 from orchestrator.config.groups import (
@@ -53,6 +55,7 @@ __all__ = [
     "SweepConfig",
     "WorkloadConfig",
     "load",
+    "places",
 ]
 
 
@@ -73,11 +76,33 @@ class AppConfig:
     upload: str | None = None  # folder or URI that a job's outputs are copied to when it ends, well or not
     fast_cold_start: bool = True
     replicas: int = 2
-    state_dir: str = "${oc.env:ORCHESTRATOR_HOME,${oc.env:HOME}/.cache/orchestrator}"
+    state_dir: str = "${orchestrator_home:}"
     search_path: list[str] = field(default_factory=list)  # filled in by `load`: the user's own folders like conf/
 
 
+# Settings that say where files are. graph_cache.node_folder is not among them: each node reads its own `~` in it.
+_PATHS = (
+    "state_dir", "upload", "graph_cache.store", "graph_cache.key_file", "batch.input", "batch.output",
+    "serve.api_keys_file",
+)  # fmt: skip
+
+OmegaConf.register_new_resolver("orchestrator_home", paths.home, replace=True)
 ConfigStore.instance().store(name="schema", node=AppConfig)
+
+
+def places(app: AppConfig) -> dict[str, str]:
+    """Where files are -> the setting that says so; see `paths.refusal`."""
+    found = {}
+    for name in reversed(_PATHS):
+        holder, last = _holder(app, name)
+        if (path := getattr(holder, last)) and "://" not in path:
+            found[os.path.abspath(path)] = name
+    return found
+
+
+def _holder(app: AppConfig, name: str) -> tuple[Any, str]:
+    group, _, last = name.rpartition(".")
+    return getattr(app, group) if group else app, last
 
 
 def of_hydra(error: Exception) -> ConfigError:
@@ -106,6 +131,10 @@ def load(cfg: Any, search_path: Sequence[str] = ()) -> AppConfig:
             "search_path is no setting.", where="search_path", hint="Use --config-dir, or hydra.searchpath."
         )
     app.search_path = list(search_path)
+    for name in _PATHS:
+        holder, last = _holder(app, name)
+        if path := getattr(holder, last):
+            setattr(holder, last, paths.expanded(path))
     bounds.check(app)
     extra.check(app)
     if app.model.source in (ModelSource.path, ModelSource.hub) and not app.model.id:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -40,6 +41,11 @@ def flags(hydra: HydraConf) -> list[str]:
     if hydra.job.config_name not in (None, _CONFIG):
         found.append(f"--config-name={hydra.job.config_name}")
     return [*found, *_override(more)]
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override: Hydra takes it letter by letter, commas, quotes and spaces included."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def composed(overrides: Sequence[str]) -> AppConfig:
@@ -83,5 +89,4 @@ def model(name: str, folders: Sequence[str]) -> ModelConfig:
 
 
 def _override(folders: Sequence[str]) -> list[str]:
-    quoted = ["'" + uri.replace("\\", "\\\\").replace("'", "\\'") + "'" for uri in folders]
-    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
+    return [f"hydra.searchpath=[{','.join(map(quoted, folders))}]"] if folders else []

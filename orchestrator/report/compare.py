@@ -100,7 +100,7 @@ def show(found: Comparison, console: Console, page: str | None) -> None:
     console.print(settings if found.settings else "No setting differs.")
     if page is not None:
         Path(page).write_text(comparison(found.kind, found.names, found.figures, found.settings))
-        console.print(f"Report: {page}")
+        console.print(f"Report: {page}", soft_wrap=True)
 
 
 def _figures(data: Mapping[str, Any]) -> dict[str, float]:

@@ -59,7 +59,7 @@ def _drawn(plot: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup
 
 
 def _sweep_plots(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    well = [row for row in rows if "tokens_per_s" in row]
+    well = [row for row in rows if "compile_s" in row and not row.get("error")]
     if not well:
         return []
     return [

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.timeline import COMPILE_PHASES
 from orchestrator.timeline.colours import COLOURS
@@ -16,11 +14,11 @@ from orchestrator.timeline.colours import COLOURS
 
 def comparison_row(cell: dict[str, Any]) -> dict[str, Any]:
     """What the comparison says of one cell."""
-    data = json.loads((Path(cell["folder"]) / "result.json").read_text())
+    data = cell["data"]
     config = data.get("config", {})
     name = " ".join(o for o in cell["overrides"]) or config.get("model", {}).get("name", "")
     row = {"name": name, "folder": cell["folder"], **{k: v for k, v in cell["result"].items() if k != "report"}}
-    if "replicas" in data:
+    if "replicas" in data and "first_token_s" in row:  # it ended well, or told its figures before it failed
         row["model"] = config["model"]
         row["stock"] = not config["fast_cold_start"]
         row["tokens"] = [a["token_ids"] for a in next(iter(data["answers"].values()))]
@@ -60,14 +58,14 @@ def timeline_table(data: dict[str, Any]) -> Table:
     for name in dict.fromkeys(names):
         cells = [f"{found[name]:.2f}" if name in found else "-" for found in lengths]
         bars = "\n".join("█" * max(1, round(24 * found[name] / longest)) for found in lengths if name in found)
-        table.add_row(name, *cells, f"[dim]{bars.splitlines()[0] if bars else ''}[/]")
+        table.add_row(name, *cells, Text(bars.splitlines()[0] if bars else "", "dim"))
     if len(replicas) > 1:
         ratio = replicas[0]["first_token_s"] / replicas[1]["first_token_s"]
         lines = [f"{replicas[1]['replica']} answered {ratio:.1f} times sooner than {replicas[0]['replica']}."]
     else:
         lines = []
-    lines += [escape(f"{r['replica']}: {note}") for r in replicas for note in r["receipt"].get("notes", ())]
-    table.caption = "\n".join(lines) or None
+    lines += [f"{r['replica']}: {note}" for r in replicas for note in r["receipt"].get("notes", ())]
+    table.caption = Text("\n".join(lines)) if lines else None
     return table
 
 
@@ -96,13 +94,14 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(column)
     for row in rows:
         if row.get("error"):
-            table.add_row(row["name"], f"[red]{row['error']}[/]")
+            table.add_row(row["name"], Text(row["error"], "red"))
             continue
         sooner = " / ".join(f"{x:.1f}x" for x in row.get("speedup", {}).values())
-        same = {True: "yes", False: "[red]NO[/]", None: "-"}[row.get("tokens_as_stock")]
+        as_stock = row.get("tokens_as_stock")
+        same = Text("NO", "red") if as_stock is False else "yes" if as_stock else "-"
         first = " / ".join(f"{x:.1f}" for x in row["first_token_s"].values())
-        compiled = " / ".join(f"{x:.1f}" for x in row["compile_s"])
-        table.add_row(row["name"], first, " / ".join(row["outcomes"]), compiled, same, sooner or "-")
+        compiled = " / ".join(f"{x:.1f}" for x in row.get("compile_s", ()))
+        table.add_row(row["name"], first, " / ".join(row.get("outcomes", ())), compiled, same, sooner or "-")
     return table
 
 

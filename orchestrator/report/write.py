@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cluster import provenance
@@ -31,7 +30,7 @@ def write_run(folder: Path, result: RunResult, console: Console) -> dict[str, An
     (folder / "report.html").write_text(html(f"{data['config']['model']['name']}: start-up", [data]))
     console.print(answers_table(data))
     console.print(timeline_table(data))
-    console.print(f"Report: {folder / 'report.html'}")
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     return {**result.summary(), "report": str(folder / "report.html")}
 
 
@@ -48,7 +47,7 @@ def write_bench(folder: Path, result: BenchResult, console: Console) -> dict[str
     for row in result.rows:
         table.add_row(*(str(row[column]) for column in columns))
     console.print(table)
-    console.print(f"Report: {folder / 'report.html'}")
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     return {"ok": result.ok, **result.summary, "report": str(folder / "report.html")}
 
 
@@ -72,7 +71,7 @@ def write_warm(folder: Path, result: WarmResult, console: Console) -> dict[str, 
 def write_batch(result: BatchResult, console: Console) -> dict[str, Any]:
     """Print how a batch ended; returns the RESULT line's object."""
     found = result.summary()
-    table = Table(title=escape(f"Answers in {result.output}"), title_justify="left")
+    table = Table(title=f"Answers in {result.output}", title_justify="left")
     for column in ("requests", "answered", "failed", "before", "tokens_per_s", "seconds"):
         table.add_column(column.replace("_", " "), justify="right")
     table.add_row(*(str(found[c]) for c in ("requests", "answered", "failed", "before", "tokens_per_s", "seconds")))
@@ -86,9 +85,8 @@ def write_sweep(folder: Path, cells: Sequence[dict[str, Any]], console: Console)
     data = {"schema": "orchestrator.sweep/1", "ok": all(cell["result"]["ok"] for cell in cells), "cells": rows}
     compare_tokens(rows)
     (folder / "sweep.json").write_text(json.dumps(data, indent=2))
-    whole = [json.loads((Path(c["folder"]) / "result.json").read_text()) for c in cells]
-    (folder / "report.html").write_text(html("Sweep", whole, rows))
+    (folder / "report.html").write_text(html("Sweep", [cell["data"] for cell in cells], rows))
     console.print(sweep_table(rows))
-    console.print(f"Report: {folder / 'report.html'}")
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     keep = ("name", "ok", "first_token_s", "second_replica", "same_tokens", "tokens_as_stock", "speedup", "error")
     return {**data, "cells": [{k: row[k] for k in keep if k in row} for row in rows], "report": str(folder)}

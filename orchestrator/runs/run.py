@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from orchestrator import models
 from orchestrator.cluster import connect, provenance
 from orchestrator.cluster.shape import ClusterShape, check_room
-from orchestrator.config import AppConfig
+from orchestrator.config import AppConfig, ClusterKind
 from orchestrator.engine import Sampling
 from orchestrator.engine.start_report import StartReport
 from orchestrator.fleet.fleet import Fleet
@@ -27,6 +27,7 @@ from orchestrator.fleet.replica import Answer
 from orchestrator.graph_cache import bundle
 from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.graph_cache.settings import cache_settings
+from orchestrator.graph_cache.store import Store
 from orchestrator.progress import Say
 
 
@@ -126,6 +127,8 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
     """
     if app.fast_cold_start and app.cold_start.share_graphs:
         bundle.signing_key(app.graph_cache.key_file)
+        if app.cluster.kind is ClusterKind.local:  # else the nodes' own access to it counts
+            Store(app.graph_cache.store)
     say("model", f"preparing {app.model.name}")
     model = models.resolve(app.model, app.state_dir, app.engine.tensor_parallel_size)
     scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator import paths
 from tests.engine.ask import Server
 
-STATE = os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache" / "orchestrator"))
+STATE = paths.home()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

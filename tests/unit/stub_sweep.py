@@ -11,10 +11,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 
 def cell(job: str, *overrides: str) -> None:
     """What `python -m orchestrator JOB FLAGS... OVERRIDES...` is for the sweep."""
-    said = dict(word.lstrip("+").split("=", 1) for word in overrides)
+    parsed = OverridesParser.create().parse_overrides([word for word in overrides if not word.startswith("--")])
+    said = {o.key_or_group: str(o.value()) for o in parsed}
     folder = Path(said["hydra.run.dir"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stub.json").write_text(
@@ -49,6 +52,31 @@ def wrong(folder: Path, said: Mapping[str, str]) -> None:
     sys.exit(2)
 
 
+def lies(folder: Path, said: Mapping[str, str]) -> None:
+    """Well, by its last line; and not by its exit code."""
+    well(folder, said)
+    sys.exit(7)
+
+
+def torn(folder: Path, said: Mapping[str, str]) -> None:
+    print('RESULT {"ok": tr')
+    sys.exit(1)
+
+
+def unlike(folder: Path, said: Mapping[str, str]) -> None:
+    """Figures the first time, and a failure; then killed."""
+    if (folder / "killed").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / "killed").touch()
+    well(folder, said)
+    sys.exit(1)
+
+
+def shouts(folder: Path, said: Mapping[str, str]) -> None:
+    print("RESULT " + json.dumps({"ok": False, "error": "[/x] of [bold]x :smile: \udc80"}))
+    sys.exit(1)
+
+
 def silent(folder: Path, said: Mapping[str, str]) -> None:
     sys.exit(3)
 
@@ -75,7 +103,7 @@ def meets(folder: Path, said: Mapping[str, str]) -> None:
     well(folder, said)
 
 
-CELLS = {f.__name__: f for f in (well, fails, wrong, silent, killed, hangs, meets)}
+CELLS = {f.__name__: f for f in (well, fails, wrong, lies, torn, unlike, shouts, silent, killed, hangs, meets)}
 
 if __name__ == "__main__":
     if sys.argv[1] == "cell":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import paths
 from orchestrator.cluster.shape import ClusterShape, Node
 from orchestrator.errors import ConfigError
 from orchestrator.fleet.plan import make_plan
@@ -60,9 +61,7 @@ def job(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(override: str, said: str, tmp_path: Path) -> None:
-    done = job(
-        tmp_path, override, "state_dir=" + os.environ.get("ORCHESTRATOR_HOME", str(Path.home() / ".cache/orchestrator"))
-    )
+    done = job(tmp_path, override, f"state_dir={paths.home()}")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2, done.stderr
     assert len(errors) == 1

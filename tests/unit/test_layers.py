@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 # Each layer may use those above it in this list, and of its own layer what stands before.
 LAYERS = (
-    ("errors", "progress", "compat", "timeline", "config"),
+    ("errors", "progress", "paths", "compat", "timeline", "config"),
     ("models", "cluster", "zygote", "vllm_plugin"),
     ("graph_cache",),
     ("engine",),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.config import sources
 from tests.unit.commands import check_schema, finish, start
 from tests.waiting import wait_for
 
@@ -20,7 +21,7 @@ def sweep(folder: Path, *overrides: str) -> tuple[int, dict, str]:
     return finish(start("tests/unit/stub_sweep.py", *words, env=env))
 
 
-def record(folder: Path, number: int, name: str = "cell.json") -> dict:
+def record(folder: Path, number: int | str, name: str = "cell.json") -> dict:
     return json.loads((folder / "out" / str(number) / name).read_text())
 
 
@@ -101,3 +102,53 @@ def test_an_interrupted_sweep_ends_its_cells_and_begins_no_other(tmp_path: Path)
     assert result == {"ok": False, "error": "interrupted"}
     assert [file.read_text().count("began") for file in began[:2]] == [1, 1]
     assert not began[2].exists()
+
+
+@pytest.mark.parametrize(
+    ("subdir", "folders"),
+    [
+        ("${hydra.job.override_dirname}", [f"engine=fake,model=tiny_llama,replicas={n}" for n in (1, 2)]),
+        ("a (b), c='d' #1/${replicas}/josé", ["a (b), c='d' #1/1/josé", "a (b), c='d' #1/2/josé"]),
+        ("${hydra.job.num}\\", ["0\\", "1\\"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("top", ["plain", "my (copy), josé #1=[x]{y}"])
+def test_cells_run_in_the_folders_that_hydra_names(tmp_path: Path, top: str, subdir: str, folders: list[str]) -> None:
+    quoted = sources.quoted(f"{tmp_path}/{top}")
+    words = [f"hydra.sweep.subdir={sources.quoted(subdir)}", f"hydra.sweep.dir={quoted}", "replicas=1,2"]
+    code, result, err = sweep(tmp_path, *words)
+    assert code == 0, (result, err)
+    cells = [tmp_path / top / name for name in folders]
+    stamps = [(cell / "stub.json").stat().st_mtime_ns for cell in cells]
+    assert all((cell / name).is_file() for cell in cells for name in ("result.json", "cell.json"))
+    assert (tmp_path / top / "sweep.json").is_file()  # and no cell's folder
+    code, result, err = sweep(tmp_path, *words, "sweep.resume=true")
+    assert code == 0, (result, err)
+    assert [(cell / "stub.json").stat().st_mtime_ns for cell in cells] == stamps
+
+
+@pytest.mark.parametrize("parallel", [1, min(2, len(os.sched_getaffinity(0)))])
+def test_cells_that_would_share_a_folder_are_told(tmp_path: Path, parallel: int) -> None:
+    code, result, err = sweep(
+        tmp_path, "hydra.sweep.subdir=${model.name}", "replicas=1,2", f"sweep.parallel={parallel}"
+    )
+    assert code == 2
+    assert [cell["ok"] for cell in result["cells"]] == [True, False], err
+    assert "hydra.sweep.subdir" in result["cells"][1]["error"]
+    assert record(tmp_path, "tiny_llama", "result.json")["ok"] is True  # the other's is untouched
+
+
+@pytest.mark.parametrize("parallel", [1, min(2, len(os.sched_getaffinity(0)))])
+def test_each_cell_has_one_outcome_told_letter_by_letter(tmp_path: Path, parallel: int) -> None:
+    cells = "+engine.extra.stub=lies,torn,unlike,shouts,well"
+    (tmp_path / "out" / "4" / "cell.json").mkdir(parents=True)  # what cannot be written
+    code, result, err = sweep(tmp_path, cells, "sweep.retries=1", f"sweep.parallel={parallel}", "replicas=1")
+    assert code == 1, err
+    lies, torn, unlike, shouts, well = result["cells"]
+    assert lies["error"] == "it ended with exit code 7 after it was done"
+    assert torn["error"] == "it ended with exit code 1 and said nothing"
+    assert unlike["error"] == "its process was killed by SIGKILL"
+    assert "replicas" not in record(tmp_path, 2, "result.json")  # of the attempt before
+    assert "failed: engine=fake model=tiny_llama +engine.extra.stub=shouts replicas=1: [/x] of [bold]x :smile:" in err
+    assert shouts["error"].startswith("[/x] of [bold]x :smile:")
+    assert (well["ok"], "IsADirectoryError" in well["error"]) == (False, True)
