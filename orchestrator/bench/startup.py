@@ -151,6 +151,11 @@ def _make_ready(app: AppConfig) -> None:
 
 
 def chosen(app: AppConfig) -> list[tuple[Way, ...]]:
+    """The ways of each round, list by list.
+
+    Raises:
+        ConfigError: `bench.skip` names no way, or one that the others need.
+    """
     skip = set(app.bench.skip)
     names = [way.name for ways in ROUND for way in ways if way.name not in NEEDED]
     if unknown := sorted(skip - set(names)):
