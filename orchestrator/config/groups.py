@@ -172,6 +172,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     name: str = "orchestrator"  # of the Ray Serve application
+    route_prefix: str = "/"  # before /v1, where other applications share the cluster's Ray Serve
     models: dict[str, ServeModelConfig] = field(default_factory=dict)  # names of model/*.yaml; empty: `model` alone
     min_replicas: int = 1
     max_replicas: int = 1
@@ -180,7 +181,8 @@ class ServeConfig:
     downscale_delay_s: float = 120.0
     api_keys_file: str | None = None  # a key a line; None: no keys, on loopback only
     max_body_kib: int = 1024
-    max_n: int = 16  # answers to one request
+    max_n: int = 16  # answers to one prompt
+    max_choices: int = 128  # answers to one request: prompts times n
     health_period_s: float = 5.0
     health_timeout_s: float = 20.0  # for a probe of one token, where no request has got a token lately
     drain_s: float = 60.0  # for accepted requests, when a replica goes; what is left then ends with an error

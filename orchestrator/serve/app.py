@@ -6,12 +6,14 @@ import sys
 from copy import deepcopy
 from typing import Any
 
+import ray
 from omegaconf import OmegaConf
 from ray import serve
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from orchestrator import compat, config, models, zygote
-from orchestrator.cluster.shape import rank_resources
+from orchestrator.cluster import shape as shapes
+from orchestrator.cluster.shape import ClusterShape, rank_resources
 from orchestrator.compat import table
 from orchestrator.config import AppConfig, sources
 from orchestrator.engine.arguments import engine_args
@@ -19,7 +21,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.fleet import plan
 from orchestrator.graph_cache import bundle
 from orchestrator.progress import Say
-from orchestrator.serve import ingress
+from orchestrator.serve import front, ingress
 from orchestrator.serve.auth import read_keys
 from orchestrator.serve.callback import SECTIONS
 from orchestrator.serve.server import Server
@@ -36,6 +38,9 @@ def application(arguments: dict[str, Any]) -> Any:
         OrchestratorError: the configuration or a model is not right.
     """
     app = sources.composed(arguments.get("overrides", ()))
+    there = front.running() if ray.is_initialized() else None
+    if there is not None:  # the file's http_options decide, not ours
+        app.serve.host, app.serve.port = there.host, there.port
     return build(app, prepare(app, lambda who, what: None))
 
 
@@ -58,6 +63,27 @@ def prepare(app: AppConfig, say: Say) -> dict[str, str]:
     return folders
 
 
+def check_room(app: AppConfig, shape: ClusterShape) -> None:
+    """Is the cluster large enough for the least number of replicas of all models, and for one of each?
+
+    Raises:
+        ConfigError: it is not.
+    """
+    need = have = 0.0
+    for cell in cells(app):
+        cell.replicas = max(1, cell.serve.min_replicas)
+        shapes.check_room(cell, shape)
+        ((_, each),) = rank_resources(cell.engine).items()
+        need += cell.serve.min_replicas * cell.engine.tensor_parallel_size * each
+        have = shape.total(cell.engine.device)
+    if need > have:
+        raise ConfigError(
+            f"The models' min_replicas need {need:g} {app.engine.device.value.upper()}s, the cluster has {have:g}.",
+            where="serve.models",
+            hint="Lower min_replicas; 0 starts a model at its first request.",
+        )
+
+
 def build(app: AppConfig, folders: dict[str, str]) -> Any:
     """The application.
 
@@ -70,10 +96,10 @@ def build(app: AppConfig, folders: dict[str, str]) -> Any:
     """
     keys = read_keys(app.serve.api_keys_file, app.serve.host)
     llms = [llm_config(cell, folders[cell.model.name]) for cell in cells(app)]
-    front = ingress.build(keys, app.serve.max_body_kib << 10)
+    entrance = ingress.build(keys, app.serve.max_body_kib << 10)
     options: dict[str, Any] = {"num_cpus": 0, **_runtime_env(app)}
     return serve.deployment(
-        front, name="ingress", num_replicas=1, max_ongoing_requests=10_000, ray_actor_options=options,
+        entrance, name="ingress", num_replicas=1, max_ongoing_requests=10_000, ray_actor_options=options,
         graceful_shutdown_timeout_s=app.serve.drain_s + FRONT_S,
     ).bind(
         {llm.model_id: build_llm_deployment(llm, name_prefix="model:") for llm in llms},

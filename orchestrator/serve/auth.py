@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 
 from orchestrator.errors import ConfigError
 
-_OPEN = frozenset({"/health"})
+_OPEN = frozenset({"/health", "/ping"})  # they tell nothing
 
 
 def read_keys(file: str | None, host: str) -> list[str]:
@@ -63,7 +63,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if self._keys and scope["path"] not in _OPEN and not self._known(headers.get("authorization", "")):
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+        if self._keys and path not in _OPEN and not self._known(headers.get("authorization", "")):
             refusal = error(401, "Incorrect API key provided.", code="invalid_api_key")
             await refusal(scope, receive, send)
             return

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray import serve
+from ray.util import placement_group_table
 
 from orchestrator.errors import ServeError
 
@@ -82,20 +83,52 @@ def reason(name: str) -> str:
     return " ".join(" ".join(d.message.split()) for d in deployments(name).values() if d.message)
 
 
-def remove(name: str, seconds: float) -> None:
+def deployed_at(name: str) -> float | None:
+    """When an application was deployed last, by the controller's clock; None: there is none.
+
+    Raises:
+        ServeError: see `ask`.
+    """
+    found = _application(name)
+    return float(found.last_deployed_time_s) if found else None
+
+
+def unplaced(name: str) -> list[dict[str, float]]:
+    """The bundles of an application's replicas that no node has room for now.
+
+    Raises:
+        ServeError: see `ask`.
+    """
+    pending = [g for g in ask(placement_group_table).values() if g["state"] == "PENDING"]
+    ours = [group for group in pending if group["name"].startswith(f"SERVE_REPLICA::{name}#")]
+    return [dict(bundle) for group in ours for bundle in group["bundles"].values()]
+
+
+def remove(name: str, seconds: float, ours: float | None = None) -> bool:
     """Delete an application, and wait until its replicas have drained.
 
     `serve.delete` waits for 60 seconds, whatever the deployments' own deadlines are.
 
+    Args:
+        name: of the application.
+        seconds: to wait.
+        ours: when we deployed it; one that was deployed since is another's, and stays. None: it did not come so far.
+
+    Returns:
+        It is gone; False: it is another's.
+
     Raises:
         ServeError: it is still there after that many seconds, or see `ask`.
     """
+    if ours is not None and deployed_at(name) not in (ours, None):
+        return False
     ask(lambda: serve.delete(name, _blocking=False))
     deadline = time.monotonic() + seconds
     while status(name) != "NOT_STARTED":
         if time.monotonic() > deadline:
             raise ServeError(f"The application {name} is not gone after {seconds:g} s.")
         time.sleep(_LOOK_S / 4)
+    return True
 
 
 def _application(name: str) -> Any:

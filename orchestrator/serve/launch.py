@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +17,13 @@ import ray
 from ray import serve
 
 from orchestrator.cluster import connect
+from orchestrator.cluster.shape import local_shape
 from orchestrator.config import AppConfig, ClusterKind
-from orchestrator.errors import ServeError
+from orchestrator.errors import PlacementError, ServeError
 from orchestrator.graph_cache.settings import cache_settings
 from orchestrator.progress import Say
 from orchestrator.serve import app as application
-from orchestrator.serve import controller
+from orchestrator.serve import controller, front
 from orchestrator.serve.status_board import Board
 
 _POLL_S = 0.5
@@ -49,20 +52,37 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
     Raises:
         OrchestratorError: the configuration is not right, or the application did not come up.
     """
+    if app.cluster.kind is ClusterKind.local:
+        application.check_room(app, local_shape(app.cluster))  # another cluster may grow: there the deadline tells
+        front.check_free(app.serve.host, app.serve.port)
+        os.environ.setdefault("SERVE_SOCKET_REUSE_PORT_ENABLED", "0")  # of two that start at once, one fails
     folders = application.prepare(app, say)
-    with connect.connected(app.cluster, say):
-        serve.start(http_options={"host": app.serve.host, "port": app.serve.port})
-        Board.connect(app.cluster.namespace)
+    with connected(app, say) as (app, url):
+        made = application.build(app, folders)
         if app.fast_cold_start and app.cold_start.share_graphs:
             cache_settings(app)  # the registry, before the first replica asks for it
+        ours = None
         try:
-            ready_s = _deploy(app, application.build(app, folders), say)
-            yield Service(f"http://{app.serve.host}:{app.serve.port}", tuple(folders), ready_s)
+            ready_s = _deploy(app, made, say)
+            ours = controller.deployed_at(app.serve.name)
+            yield Service(url, tuple(folders), ready_s)
         finally:
             say("serve", f"draining, for {app.serve.drain_s:g} s at most")
-            controller.remove(app.serve.name, app.serve.drain_s + application.FRONT_S + _MARGIN_S)
+            if not controller.remove(app.serve.name, app.serve.drain_s + application.FRONT_S + _MARGIN_S, ours):
+                say("serve", f"another job has replaced the application {app.serve.name}; it stays")
             if app.cluster.kind is ClusterKind.local:
                 controller.ask(serve.shutdown)
+
+
+@contextmanager
+def connected(app: AppConfig, say: Say) -> Iterator[tuple[AppConfig, str]]:
+    """Ray, and Ray Serve in it; yields the configuration with the address that is really bound, and the URL."""
+    with connect.connected(app.cluster, say):
+        there = front.claim(app, say)
+        app = deepcopy(app)
+        app.serve.host, app.serve.port = there.host, there.port
+        Board.connect(app.cluster.namespace)
+        yield app, there.url(app.serve.route_prefix)
 
 
 def execute(app: AppConfig, say: Say) -> dict[str, Any]:
@@ -89,14 +109,22 @@ def _deploy(app: AppConfig, made: Any, say: Say) -> float:
 
     def deploy() -> None:
         try:
-            serve.run(made, name=app.serve.name, route_prefix="/")
+            serve.run(made, name=app.serve.name, route_prefix=app.serve.route_prefix)
         except Exception as error:
             failed.append(error)
 
     thread = threading.Thread(target=deploy, daemon=True)
     thread.start()
+    placed = time.monotonic()
     while thread.is_alive():
         thread.join(_POLL_S)
+        unplaced = controller.unplaced(app.serve.name)
+        placed = placed if unplaced else time.monotonic()
+        if time.monotonic() - placed > app.cluster.placement_timeout_s:
+            raise PlacementError(
+                f"No node had room for {' and '.join(map(str, unplaced))} within "
+                f"cluster.placement_timeout_s={app.cluster.placement_timeout_s:g}."
+            )
         for name, deployment in controller.deployments(app.serve.name).items():
             states = " ".join(f"{state.lower()} {n}" for state, n in deployment.replica_states.items() if n)
             say(name, states or deployment.status.lower())

@@ -71,7 +71,8 @@ class Server(LLMServer):
     async def _noted(self, stream: Any) -> AsyncIterator[Any]:
         async with aclosing(stream):
             async for item in stream:
-                self._last_token = time.monotonic()
+                if _has_tokens(item):
+                    self._last_token = time.monotonic()
                 yield item
 
     async def _probe(self) -> None:
@@ -84,6 +85,15 @@ class Server(LLMServer):
         client = getattr(getattr(self, "engine", None), "_engine_client", None)
         if client is not None:
             await asyncio.to_thread(client.shutdown)
+
+
+def _has_tokens(item: Any) -> bool:
+    """Has the engine worked for a piece of an answer? Errors, and tokens that are only counted, come without it."""
+    if isinstance(item, list):  # pieces of a stream
+        return any(map(_has_tokens, item))
+    if isinstance(item, str):
+        return '"choices":[{' in item.replace(" ", "")[:400]
+    return bool(getattr(item, "choices", None) or getattr(item, "data", None))
 
 
 def _observe(model: str, report: StartReport) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -207,6 +208,8 @@ def _for_us_alone(app: AppConfig) -> AppConfig:
     cell = deepcopy(app)
     cell.serve.host = "127.0.0.1"
     (cell.serve.port,) = free_ports(1)  # not one that the system may give to a connection meanwhile
+    cell.serve.name = f"batch-{uuid.uuid4().hex[:12]}"  # a guest, where others serve
+    cell.serve.route_prefix = f"/{cell.serve.name}"
     return cell
 
 

@@ -1,0 +1,115 @@
+"""Where a service is reached. Ray Serve keeps the address that it was started with, and the applications of others."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray import serve
+
+from orchestrator import compat
+from orchestrator.compat import table
+from orchestrator.config import AppConfig
+from orchestrator.errors import ConfigError
+from orchestrator.progress import Say
+from orchestrator.serve import controller
+from orchestrator.serve.auth import read_keys
+
+_ALL = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - what is bound for everybody is reached from here, too
+
+
+@dataclass(frozen=True)
+class Front:
+    """The HTTP side of a Ray Serve that runs.
+
+    Attributes:
+        host, port: as they are bound.
+        root_path: that all paths have before them.
+        routes: the applications that there are, and where each one is.
+    """
+
+    host: str
+    port: int
+    root_path: str
+    routes: Mapping[str, str]
+
+    def url(self, route: str) -> str:
+        """Of an application, without a slash at its end."""
+        host = _ALL.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)
+        return f"http://{host}:{self.port}{self.root_path}{route}".rstrip("/")
+
+
+def running() -> Front | None:
+    """The one of this cluster; None: no Ray Serve runs here.
+
+    Raises:
+        ServeError: its controller does not answer.
+    """
+    client = controller.ask(lambda: compat.get(table.SERVE_CLIENT)(raise_if_no_controller_running=False))
+    if client is None:
+        return None
+    http = client.http_config
+    applications = controller.ask(client.get_serve_details)["applications"]
+    routes = {name: found.get("route_prefix") or "" for name, found in applications.items()}
+    return Front(http.host or "", http.port, http.root_path, routes)
+
+
+def claim(app: AppConfig, say: Say) -> Front:
+    """Start Ray Serve at the address that is configured, or take the one that runs, with its own address.
+
+    Raises:
+        ConfigError: the address, the application's name or its route is another's, or keys are needed for it.
+    """
+    there = running()
+    if there is None:
+        check_free(app.serve.host, app.serve.port)
+        serve.start(http_options={"host": app.serve.host, "port": app.serve.port})
+        return Front(app.serve.host, app.serve.port, "", {})
+    _check_guest(app, there)
+    if (there.host, there.port) != (app.serve.host, app.serve.port):
+        say("serve", f"Ray Serve runs here already, at {there.host}:{there.port}; it stays there")
+    read_keys(app.serve.api_keys_file, there.host)
+    return there
+
+
+def check_free(host: str, port: int) -> None:
+    """Is nobody listening there? Ray's proxies would share a port with others, and both would seem to be ready.
+
+    Raises:
+        ConfigError: somebody is, or this machine has no such address.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"serve.host={host}: {error.strerror}.", where="serve.host") from error
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what ended a moment ago does not count
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise ConfigError(
+                    f"serve.host={host} serve.port={port}: {error.strerror}.",
+                    where="serve.port",
+                    hint="Choose another port.",
+                ) from error
+
+
+def _check_guest(app: AppConfig, there: Front) -> None:
+    name, route = app.serve.name, app.serve.route_prefix
+    if not there.host:
+        raise ConfigError("Ray Serve runs on this cluster without HTTP.", where="serve.host")
+    if name in there.routes:
+        raise ConfigError(
+            f"An application named {name} runs already.",
+            where="serve.name",
+            hint="Choose another serve.name, or end it with `serve shutdown` if it is yours.",
+        )
+    if route in there.routes.values():
+        owner = next(other for other, its in there.routes.items() if its == route)
+        raise ConfigError(
+            f"The application {owner} has the route {route}.",
+            where="serve.route_prefix",
+            hint=f"Choose another one, as serve.route_prefix=/{name}.",
+        )
