@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import shutil
@@ -11,6 +10,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from orchestrator.cluster import machine as limits
 
 
 def command() -> str:
@@ -31,11 +32,10 @@ def machine() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
+        "cores": limits.cpus(),
+        "memory_gib": round(limits.memory() / 2**30, 1),
         "python": platform.python_version(),
         "versions": versions,
         **({"gpus": gpus} if (gpus := _gpus()) else {}),

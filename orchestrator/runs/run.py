@@ -125,6 +125,7 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
     Raises:
         OrchestratorError: the configuration, the model or the cluster is not right.
     """
+    connect.check_asked(app.cluster)
     if app.fast_cold_start and app.cold_start.share_graphs:
         bundle.signing_key(app.graph_cache.key_file)
         if app.cluster.kind is ClusterKind.local:  # else the nodes' own access to it counts

@@ -49,6 +49,7 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
     Raises:
         OrchestratorError: the configuration is not right, or the application did not come up.
     """
+    connect.check_asked(app.cluster)
     folders = application.prepare(app, say)
     with connect.connected(app.cluster, say):
         serve.start(http_options={"host": app.serve.host, "port": app.serve.port})
