@@ -7,8 +7,10 @@ machine the agents' imports alone take longer. Nobody waits for ports that are g
 from __future__ import annotations
 
 import os
+import pwd
 import random
 import re
+import secrets
 import shlex
 import socket
 import sys
@@ -54,6 +56,7 @@ def start(say: Say, **arguments: Any) -> None:
         raise ClusterError("This process is connected to a Ray already.", hint="Call ray.shutdown() first.")
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
+    _identify()
     if unfit := _unfit(_base()):
         os.environ["RAY_TMPDIR"] = next(p for p in _SHORT if os.access(p, os.W_OK | os.X_OK))
         say("cluster", f"{unfit}; Ray's are in {_sessions()}")
@@ -190,6 +193,25 @@ def end_children(before: set[int], patience_s: float) -> None:
             if session.search(" ".join(child.cmdline())) or child.name().startswith("ray::"):
                 child.kill()
     psutil.wait_procs(alive, timeout=patience_s)
+
+
+def _identify() -> None:
+    """In a container a user may have no name, no home, or one that is read-only; Ray, torch and vLLM ask for them.
+
+    Raises:
+        ConfigError: there is no home, and no ORCHESTRATOR_HOME either.
+    """
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        os.environ.setdefault("USER", f"uid-{os.getuid()}")
+        home = ""
+    if not os.environ.get("HOME"):
+        os.environ["HOME"] = home or paths.home()
+    token = Path(os.environ["HOME"], ".ray", "auth_token")  # Ray makes one there
+    place = next(p for p in token.parents if p.exists())
+    if not token.exists() and not os.access(place, os.W_OK) and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _base() -> str:

@@ -131,7 +131,7 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
         if app.cluster.kind is ClusterKind.local:  # else the nodes' own access to it counts
             Store(app.graph_cache.store)
     say("model", f"preparing {app.model.name}")
-    model = models.resolve(app.model, app.state_dir, app.engine.tensor_parallel_size)
+    model = models.resolve(app.model, app.state_dir, app.engine)
     scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
     try:
         with (

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,3 +132,35 @@ def test_a_python_in_an_odd_folder_is_quoted_for_the_shell_that_ray_gives_it_to(
     monkeypatch.setattr(sys, "executable", "/my (copy), josé #1/bin/python")
     init, _, _ = attempts(0)
     assert init.arguments["runtime_env"] == {"py_executable": "'/my (copy), josé #1/bin/python'"}
+
+
+@pytest.mark.parametrize(
+    ("home", "entry", "found", "token"),
+    [
+        ("{}/mine", "/other", "{}/mine", False),
+        (None, "{}/entry", "{}/entry", False),
+        ("", "{}/entry", "{}/entry", False),
+        (None, None, "{}/own", False),
+        ("/proc", None, "/proc", True),  # read-only
+        ("/proc", "/proc", "/proc", True),
+    ],
+)
+def test_users_without_a_name_or_a_home(attempts, home, entry, found, token, monkeypatch, tmp_path: Path) -> None:
+    from orchestrator.cluster import ray_start
+
+    def getpwuid(uid: int) -> object:
+        if entry is None:
+            raise KeyError(uid)
+        return SimpleNamespace(pw_dir=entry.format(tmp_path))
+
+    monkeypatch.setattr(ray_start.pwd, "getpwuid", getpwuid)
+    monkeypatch.setattr(ray_start.os, "access", lambda place, mode: str(place) != "/proc")  # root may write everywhere
+    monkeypatch.setenv("ORCHESTRATOR_HOME", f"{tmp_path}/own")
+    monkeypatch.setenv("HOME", (home or "").format(tmp_path))
+    for name in ("USER", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", *(["HOME"] if home is None else [])):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    attempts(0)
+    assert os.environ["HOME"] == found.format(tmp_path)
+    assert ("USER" in os.environ) == (entry is None)
+    assert ("RAY_AUTH_TOKEN" in os.environ) == token
