@@ -21,6 +21,7 @@ from orchestrator.cluster.shape import ClusterShape, check_room
 from orchestrator.config import AppConfig, ClusterKind
 from orchestrator.engine import Sampling
 from orchestrator.engine.start_report import StartReport
+from orchestrator.fleet import node_models
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.plan import make_plan
 from orchestrator.fleet.replica import Answer
@@ -138,6 +139,7 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
             connect.connected(app.cluster, say, lambda shape: check_room(app, shape)) as shape,
             ExitStack() as fleets,
         ):
+            node_models.make_everywhere([app], shape)
             yield Session(shape, scratch, say, model, fleets)
             say("cluster", "shutting down")
     finally:

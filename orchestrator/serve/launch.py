@@ -17,6 +17,7 @@ from ray import serve
 from orchestrator.cluster import connect
 from orchestrator.config import AppConfig, ClusterKind
 from orchestrator.errors import ServeError
+from orchestrator.fleet import node_models
 from orchestrator.graph_cache.settings import cache_settings
 from orchestrator.progress import Say
 from orchestrator.serve import app as application
@@ -51,7 +52,8 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
     """
     connect.check_asked(app.cluster)
     folders = application.prepare(app, say)
-    with connect.connected(app.cluster, say):
+    with connect.connected(app.cluster, say) as shape:
+        node_models.make_everywhere(application.cells(app), shape)
         serve.start(http_options={"host": app.serve.host, "port": app.serve.port})
         Board.connect(app.cluster.namespace)
         if app.fast_cold_start and app.cold_start.share_graphs:
