@@ -42,8 +42,8 @@ class ConfigError(OrchestratorError, ValueError):
     """The user's configuration is wrong; nothing was started. Field: where (the setting's name)."""
 
 
-class ModelError(OrchestratorError):
-    """A model folder could not be found or made. Field: model."""
+class ModelError(ConfigError):
+    """A model's folder is not there, is not whole, or could not be made. Fields: model, where."""
 
 
 class PlacementError(OrchestratorError):

@@ -15,6 +15,7 @@ from orchestrator.errors import ConfigError
 # A person mends these by another path, more room, or other permissions.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+SOCKET = 107  # bytes of a Unix socket's path
 _ROOM = 1 << 20  # bytes; a file system with less is full
 
 
@@ -37,6 +38,17 @@ def home() -> str:
 def expanded(path: str) -> str:
     """A path with its `~`, which a shell leaves where it stands behind `=`."""
     return path if "://" in path else os.path.expanduser(path)
+
+
+def for_socket(path: str) -> str:
+    """A path for a Unix socket, which has 107 bytes at most: a longer one goes by this process's handle of its folder.
+
+    Others of the same user may use it too, for as long as this process lives; the folder has to be there.
+    """
+    if len(os.fsencode(path)) <= SOCKET:
+        return path
+    folder, name = os.path.split(path)
+    return f"/proc/{os.getpid()}/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY)}/{name}"
 
 
 def refusal(error: BaseException, places: Mapping[str, str]) -> ConfigError | None:

@@ -56,6 +56,7 @@ class HydraApp:
 
     def run(self) -> int:
         """Run it; returns the exit code, after the RESULT line."""
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else Ray's workers are `uv run …` too, and slow
         with self._interrupts.heard():
             try:
                 for step in (self._work, self._upload):

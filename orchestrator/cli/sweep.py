@@ -20,6 +20,7 @@ from rich.text import Text
 from orchestrator.cli.cell import RESULT, Cell, Processes, environment
 from orchestrator.cli.exit import FAILED, WRONG, Ending
 from orchestrator.cli.jobs import Job
+from orchestrator.cluster import machine
 from orchestrator.config import AppConfig, ClusterKind, Device, SweepConfig, load, sources
 from orchestrator.errors import ConfigError
 
@@ -138,7 +139,7 @@ def check_parallel(job: Job, app: AppConfig) -> None:
         return  # its placement groups keep replicas apart
     if app.engine.device is Device.gpu:
         raise ConfigError("Cells on one machine would share its GPUs.", where=where, hint="Set cluster=existing.")
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cpus()
     if wanted > cores:
         raise ConfigError(f"sweep.parallel={wanted} cells do not each find a core: there are {cores}.", where=where)
 

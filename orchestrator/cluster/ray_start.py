@@ -7,9 +7,14 @@ machine the agents' imports alone take longer. Nobody waits for ports that are g
 from __future__ import annotations
 
 import os
+import pwd
 import random
 import re
+import secrets
+import shlex
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -19,7 +24,8 @@ from typing import Any
 import psutil
 import ray
 
-from orchestrator import compat
+from orchestrator import compat, paths
+from orchestrator.cluster import machine
 from orchestrator.compat import features, table
 from orchestrator.errors import ClusterError
 from orchestrator.progress import Say
@@ -30,6 +36,8 @@ _RANGE = range(20_000, 32_000)  # below the ports that Linux gives to outgoing c
 # Ray's own limits on a slow start, in its own units; what the user has set stands.
 PATIENCE = {"RAY_agent_register_timeout_ms": "600000", "RAY_gcs_server_port_wait_time_s": "300"}
 _ATTEMPTS = 2
+_LONG_S = 10.0
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - the first is Ray's own choice
 _LOGS = ("raylet.err", "raylet.out", "gcs_server.err", "gcs_server.out", "dashboard_agent.log", "runtime_env_agent.log")
 _GRAVE = (" C ", " F ", "Check failed", "Error:", "error:", " E ")
 
@@ -48,12 +56,21 @@ def start(say: Say, **arguments: Any) -> None:
         raise ClusterError("This process is connected to a Ray already.", hint="Call ray.shutdown() first.")
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
+    _identify()
+    if unfit := _unfit(_base()):
+        os.environ["RAY_TMPDIR"] = next(p for p in _SHORT if os.access(p, os.W_OK | os.X_OK))
+        say("cluster", f"{unfit}; Ray's are in {_sessions()}")
+    if (free := machine.shared_memory()) < arguments.get("object_store_memory", 0):
+        slow = f"Ray's object store is a slower one, in {_base()}; in a container, --shm-size gives more"
+        say("cluster", f"{free >> 20} MiB of shared memory are free: {slow}")
+    if (python := shlex.quote(sys.executable)) != sys.executable:  # Ray gives it to a shell as it is
+        arguments["runtime_env"] = {"py_executable": python}
     for attempt in range(1, _ATTEMPTS + 1):
         before = {child.pid for child in psutil.Process().children(recursive=True)}
         began = time.time()
         say("cluster", "starting Ray" + (", once more" if attempt > 1 else ""))
         try:
-            with _given(free_ports(len(AGENT_PORTS))):
+            with _given(free_ports(len(AGENT_PORTS))), _told_later(say):
                 ray.init(address="local", **arguments)
         except (TypeError, ValueError):
             raise  # wrong arguments stay wrong
@@ -67,6 +84,20 @@ def start(say: Say, **arguments: Any) -> None:
             say("cluster", f"Ray did not start: {cause}")
         else:
             return
+
+
+@contextmanager
+def _told_later(say: Say) -> Iterator[None]:
+    """Whoever waits for long is told for what."""
+    later = threading.Timer(
+        _LONG_S, say, ("cluster", "waiting for Ray's raylet and agents: a busy machine takes minutes")
+    )
+    later.daemon = True
+    later.start()
+    try:
+        yield
+    finally:
+        later.cancel()
 
 
 def free_ports(count: int) -> list[int]:
@@ -164,6 +195,38 @@ def end_children(before: set[int], patience_s: float) -> None:
     psutil.wait_procs(alive, timeout=patience_s)
 
 
+def _identify() -> None:
+    """In a container a user may have no name, no home, or one that is read-only; Ray, torch and vLLM ask for them.
+
+    Raises:
+        ConfigError: there is no home, and no ORCHESTRATOR_HOME either.
+    """
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        os.environ.setdefault("USER", f"uid-{os.getuid()}")
+        home = ""
+    if not os.environ.get("HOME"):
+        os.environ["HOME"] = home or paths.home()
+    token = Path(os.environ["HOME"], ".ray", "auth_token")  # Ray makes one there
+    place = next(p for p in token.parents if p.exists())
+    if not token.exists() and not os.access(place, os.W_OK) and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _base() -> str:
+    """Where Ray would put its sessions."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _SHORT[0]
+
+
+def _unfit(base: str) -> str:
+    """Why Ray could not work there; "" if it could. It keeps sockets there, and splits commands at spaces."""
+    session = f"{base}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if len(os.fsencode(session)) > paths.SOCKET:
+        return f"TMPDIR is too long for Ray's sockets ({base})"
+    return f"Ray takes no folder with spaces ({base})" if base.split() != [base] else ""
+
+
 def _sessions() -> Path:
     """Where Ray keeps its sessions."""
-    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"  # noqa: S108
+    return Path(_base()) / "ray"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
+from orchestrator.cluster import machine
 from orchestrator.config import AppConfig, ClusterConfig, Device, EngineConfig
 from orchestrator.errors import ConfigError
 
@@ -67,7 +68,7 @@ def check_room(app: AppConfig, shape: ClusterShape) -> None:
 
 def local_shape(cluster: ClusterConfig) -> ClusterShape:
     """What a local Ray will offer, known before it starts."""
-    cpus = cluster.num_cpus if cluster.num_cpus is not None else len(os.sched_getaffinity(0))
+    cpus = cluster.num_cpus if cluster.num_cpus is not None else machine.cpus()
     gpus = cluster.num_gpus if cluster.num_gpus is not None else visible_gpus()
     return ClusterShape((Node(cpus, gpus),))
 

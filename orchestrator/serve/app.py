@@ -59,7 +59,7 @@ def prepare(app: AppConfig, say: Say) -> dict[str, str]:
     folders = {}
     for cell in cells(app):
         say("model", f"preparing {cell.model.name}")
-        folders[cell.model.name] = models.resolve(cell.model, app.state_dir, cell.engine.tensor_parallel_size)
+        folders[cell.model.name] = models.resolve(cell.model, app.state_dir, cell.engine)
     return folders
 
 

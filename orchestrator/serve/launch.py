@@ -20,6 +20,7 @@ from orchestrator.cluster import connect
 from orchestrator.cluster.shape import local_shape
 from orchestrator.config import AppConfig, ClusterKind
 from orchestrator.errors import PlacementError, ServeError
+from orchestrator.fleet import node_models
 from orchestrator.graph_cache.settings import cache_settings
 from orchestrator.progress import Say
 from orchestrator.serve import app as application
@@ -52,6 +53,7 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
     Raises:
         OrchestratorError: the configuration is not right, or the application did not come up.
     """
+    connect.check_asked(app.cluster)
     if app.cluster.kind is ClusterKind.local:
         application.check_room(app, local_shape(app.cluster))  # another cluster may grow: there the deadline tells
         front.check_free(app.serve.host, app.serve.port)
@@ -77,7 +79,8 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
 @contextmanager
 def connected(app: AppConfig, say: Say) -> Iterator[tuple[AppConfig, str]]:
     """Ray, and Ray Serve in it; yields the configuration with the address that is really bound, and the URL."""
-    with connect.connected(app.cluster, say):
+    with connect.connected(app.cluster, say) as shape:
+        node_models.make_everywhere(application.cells(app), shape)
         there = front.claim(app, say)
         app = deepcopy(app)
         app.serve.host, app.serve.port = there.host, there.port

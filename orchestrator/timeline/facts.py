@@ -11,11 +11,11 @@ from orchestrator.compat import PREFIX
 from orchestrator.timeline.events import Event
 
 _WEIGHTS = re.compile(r"Model loading took|Loading weights took")
-_LOADED = re.compile(r"Directly load AOT compilation from path (\S+?),?$")
+_LOADED = re.compile(r"Directly load AOT compilation from path (.+?),?$")
 _COMPILED = re.compile(r"Starting torch\.compile|torch\.compile and initial profiling")
 _WHOLE = re.compile(r"torch\.compile took ([\d.]+) s in total|run together took ([\d.]+) s")
-_SAVED = re.compile(r"saved AOT compiled function to (\S+)$")
-_AGAIN = re.compile(r"Compiling model again due to a load failure from (\S+), reason: (.*)", re.S)
+_SAVED = re.compile(r"saved AOT compiled function to (.+)$")
+_AGAIN = re.compile(r"Compiling model again due to a load failure from (.+?), reason: (.*)", re.S)
 _COLLECTED = re.compile(r"collected artifacts: \d+ entries, (\d+) artifacts, (\d+) bytes total")
 _BLOCKS = re.compile(r"# (?:GPU|CPU) blocks: ([\d,]+)|KV cache size: ([\d,]+) tokens")
 

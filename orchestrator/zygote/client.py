@@ -23,9 +23,15 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _READY_S = 180.0  # for the zygote's imports on a slow disk
 _MOST = 4  # zygotes of one raylet: each holds half a gigabyte
 # Libraries read these once, when they are loaded or imported, which the zygote has done for all its forks...
-_AT_IMPORT = ("CUDA_", "FLASHINFER_", "FLA_", "HF_", "LD_", "PYTORCH_", "TORCH", "TRANSFORMERS_", "TRITON_", "VLLM_")
-# ... but for these: Ray tells each worker its devices, and a start of ours says by itself what is offline.
-_PER_WORKER = {"CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
+_AT_IMPORT = (
+    "ATEN_", "CUDA_", "DNNL_", "FLASHINFER_", "FLA_", "GLIBC_", "GOMP_", "HF_", "HOME", "KMP_", "LANG", "LC_", "LD_",
+    "MALLOC_", "MKL_", "NCCL_", "OMP_", "ONEDNN_", "PYTHON", "PYTORCH_", "TMPDIR", "TOKENIZERS_", "TORCH",
+    "TRANSFORMERS_", "TRITON_", "TZ", "VLLM_", "XDG_",
+)  # fmt: skip
+# ... but for these: Ray tells each worker its devices and threads, vLLM its cores, and a start of ours what is offline.
+_PER_WORKER = {
+    "CUDA_VISIBLE_DEVICES", "GOMP_CPU_AFFINITY", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "TRANSFORMERS_OFFLINE",
+}  # fmt: skip
 FORKED = b"+"
 REFUSED = ".refused"  # a zygote of this address has said why it cannot be one
 STATUS = struct.Struct("!i")  # what waitpid says of the fork
@@ -61,7 +67,7 @@ def address(preload: str, raylet: int) -> Path:
     with suppress(OSError):  # when the raylet started, for its process id comes again
         preload += Path(f"/proc/{raylet}/stat").read_text().rpartition(")")[2].split()[19]
     read = {n: v for n, v in os.environ.items() if n.startswith(_AT_IMPORT) and n not in _PER_WORKER}
-    facts = [preload, sys.executable, str(_PACKAGE), newest, os.environ.get("PYTHONPATH", ""), sorted(read.items())]
+    facts = [preload, sys.executable, str(_PACKAGE), newest, sorted(read.items())]
     return folder / f"{raylet}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.sock"
 
 

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from orchestrator.engine.vllm import fork_context
+from tests.unit.commands import run
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,21 @@ def test_a_start_is_offline_by_what_its_environment_says_now(said: dict, offline
         monkeypatch.setenv(name, value)
     fork_context.offline_as_told()
     assert constants.is_offline_mode() == offline
+
+
+FORKS = """
+from orchestrator.engine.vllm import fork_context
+from tests.unit.commands import run
+fork_context._adopt_environment = lambda: None  # it imports vLLM
+fork_context.fork_server()
+process = fork_context.PreloadedContext().Process(target=print, args=("forked",), kwargs={"flush": True})
+process.start()
+process.join()
+"""
+
+
+def test_engines_are_forked_though_tmpdir_is_long(tmp_path) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    done = run("-c", FORKS, TMPDIR=str(folder))
+    assert "forked" in done.stdout, done.stderr

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pwd
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,17 @@ def test_a_full_disk_is_found_where_the_error_names_none(monkeypatch: pytest.Mon
 def test_other_errors_are_what_they_are() -> None:
     for error in (ValueError("x"), FileNotFoundError(errno.ENOENT, "?", "/state/x"), PermissionError(errno.EPERM, "?")):
         assert paths.refusal(error, PLACES) is None
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "josé " * 20, "x"])
+def test_a_socket_in_a_folder_with_a_long_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    path = paths.for_socket(str(folder / "listener"))
+    assert len(os.fsencode(path)) <= paths.SOCKET
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        program = f"import socket; socket.socket(socket.AF_UNIX).connect({path!r})"
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=HANG_S)
+    assert (folder / "listener").is_socket()  # it goes with its folder

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cluster.shape import ClusterShape, Node
-from orchestrator.config import AppConfig, Device, KvUpdate, ModelConfig, ModelSource
+from orchestrator.config import AppConfig, Device, EngineConfig, KvUpdate, ModelConfig, ModelSource
 from orchestrator.errors import ConfigError
 from orchestrator.fleet.plan import make_plan
-from orchestrator.models import sources
+from orchestrator.models import folder
 
 
 def app_of(replicas: int, size: int, device: Device, each: float = 1.0) -> AppConfig:
@@ -48,10 +48,10 @@ def test_heads_are_split_evenly_or_refused(attention, kv, size) -> None:
     model = ModelConfig(name="m", source=ModelSource.tiny, tiny={})
     heads = {"num_attention_heads": attention, "num_key_value_heads": kv}
     if attention % size == 0 and (kv % size == 0 or size % kv == 0):
-        sources._check_heads(model, heads, size)
+        folder.check_sizes(model, heads, EngineConfig(tensor_parallel_size=size))
     else:
         with pytest.raises(ConfigError, match="does not divide"):
-            sources._check_heads(model, heads, size)
+            folder.check_sizes(model, heads, EngineConfig(tensor_parallel_size=size))
 
 
 def test_stock_is_plain_vllm() -> None:

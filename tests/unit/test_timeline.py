@@ -7,6 +7,7 @@ import logging
 import logging.config
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,10 +50,15 @@ def test_vllms_own_log_becomes_events(tmp_path: Path) -> None:
     assert "nothing that we know" not in {e.text for e in events}
 
 
-def test_a_loaded_artifact_is_told_from_a_compile() -> None:
-    line = "[backbone] Directly load AOT compilation from path /c/rank_0_0/model"
-    facts = timeline.facts([Event(1.0, "log", line)])
-    assert (facts.loaded, facts.compiled) == (1, 0)
+@pytest.mark.parametrize("folder", ["/c", "/my (copy), josé #1", "/a, b"])
+def test_a_loaded_artifact_is_told_from_a_compile(folder: str) -> None:
+    """TMPDIR is where a user has it, with spaces too."""
+    path = f"{folder}/rank_0_0/model"
+    lines = [f"[backbone] Directly load AOT compilation from path {path}", f"saved AOT compiled function to {path}"]
+    facts = timeline.facts([Event(1.0, "log", line) for line in lines])
+    assert (facts.loaded, facts.compiled, facts.saved) == (1, 0, [path])
+    again = f"Compiling model again due to a load failure from {path}, reason: x, y"
+    assert timeline.facts([Event(1.0, "log", again)]).again == ["x, y"]
 
 
 def test_a_half_written_line_is_left_for_later(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from orchestrator.errors import EngineDeadError, EngineStartError, one_line
 from orchestrator.graph_cache import key
 from orchestrator.vllm_plugin.settings import logger
 
+_NO_CACHE = ("VLLM_DISABLE_COMPILE_CACHE", "TORCHINDUCTOR_FORCE_DISABLE_CACHES")
 _POLL_S = 0.2
 
 
@@ -147,7 +149,8 @@ def why_unshared(vllm_config: Any) -> str:
     if compilation.backend == "eager":
         return 'the compilation backend "eager" saves nothing'
     if not is_compile_cache_enabled(compilation.inductor_compile_config):
-        return "the compile cache is disabled"
+        by = [name for name in _NO_CACHE if os.environ.get(name, "0") != "0"]
+        return "the compile cache is disabled" + (f" by {' and '.join(by)}" if by else "")
     if not envs.VLLM_USE_AOT_COMPILE:
         return "VLLM_USE_AOT_COMPILE is off"
     if envs.VLLM_BATCH_INVARIANT and not current_platform.is_cpu():

@@ -23,7 +23,7 @@ from multiprocessing.context import BaseContext, ForkServerContext, ForkServerPr
 from types import FunctionType
 from typing import Any
 
-from orchestrator import compat
+from orchestrator import compat, paths
 from orchestrator.compat import features, table
 from orchestrator.engine.vllm import openmp, short_profile
 from orchestrator.vllm_plugin.settings import logger
@@ -87,7 +87,7 @@ def fork_server() -> None:
     server = _forkserver()
     resource_tracker.ensure_running()
     with socket.socket(socket.AF_UNIX) as listener:
-        address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+        address = paths.for_socket(connection.arbitrary_address("AF_UNIX"))  # type: ignore[attr-defined]
         listener.bind(address)
         os.chmod(address, 0o600)
         listener.listen()

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator import compat, timeline
+from orchestrator import compat, paths, timeline
+from orchestrator.cluster import machine
 from orchestrator.engine.contract import EngineSpec
 from orchestrator.engine.vllm import fork_context, reaper, short_profile
+from orchestrator.vllm_plugin.settings import logger
 
 # vLLM may take ten minutes to notice a worker that failed in its start; we give it these seconds.
 GRACE_S = 3.0
-_LONGEST_FOLDER = 70  # for a Unix socket in it, whose path has 107 bytes at most
+_LOGGING = ("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH")  # a user's
+_NAME = 36  # characters of a socket's name, a UUID
 
 
 class Supervisor:
@@ -43,6 +46,8 @@ class Supervisor:
         """Set the environment that vLLM and its processes are to see."""
         logging_file = Path(self.spec.scratch) / "logging.json"
         logging_file.write_text(json.dumps(timeline.vllm_logging_config(self.spec.events_file)))
+        taken = [name for name in _LOGGING if os.environ.pop(name, None)]
+        self._said = f"{' and '.join(taken)} gave way to our own, which reads vLLM's log" if taken else ""
         os.environ.update(self.spec.env)
         os.environ.update(
             {
@@ -51,8 +56,8 @@ class Supervisor:
                 "VLLM_LOGGING_CONFIG_PATH": str(logging_file),
             }
         )
-        if len(self.spec.scratch) < _LONGEST_FOLDER:  # vLLM leaves its sockets behind
-            os.environ["VLLM_RPC_BASE_PATH"] = self.spec.scratch
+        # vLLM leaves its sockets behind: there they go with the replica
+        os.environ["VLLM_RPC_BASE_PATH"] = str(Path(paths.for_socket(f"{self.spec.scratch}/{'-' * _NAME}")).parent)
         if not (self.spec.cpu or self.spec.stock):
             # Triton's own default, said aloud: else an engine that compiles keeps its kernels in its own cache root,
             # and the next one, which does not, makes those of vLLM's model runner again (20 s)
@@ -65,6 +70,8 @@ class Supervisor:
         """Say that vLLM is imported now."""
         fork_context.log_as_told()
         fork_context.offline_as_told()
+        if self._said:
+            logger.warning("%s%s", compat.PREFIX, self._said)
         self.events.mark("import")
         if not self.spec.stock:
             compat.check()
@@ -142,9 +149,19 @@ class Supervisor:
 
 
 def _bind_threads(size: int) -> None:
-    """vLLM binds CPU ranks to NUMA nodes, and gives up where ranks outnumber them: then split the cores by hand."""
+    """vLLM gives each CPU rank the cores of a NUMA node.
+
+    It gives up where ranks outnumber nodes: then the cores are split by hand. In a container that may use less than its
+    cores, threads on all of them would wait for each other: then there are as many as it may, wherever Linux puts them.
+    """
     variable = "VLLM_CPU_OMP_THREADS_BIND"
-    if size == 1 or variable in os.environ:
+    if variable in os.environ:
+        return
+    if machine.cpus() < len(os.sched_getaffinity(0)):
+        os.environ[variable] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(max(1, machine.cpus() // size))
+        return
+    if size == 1:
         return
     nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
     cores = sorted(os.sched_getaffinity(0))

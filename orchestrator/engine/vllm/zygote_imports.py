@@ -3,11 +3,15 @@
 Imported for its effect, once, in the zygote; see fork_context.py.
 """
 
+import os
 from contextlib import suppress
 
 from orchestrator import compat
 from orchestrator.compat import table
 from orchestrator.engine.vllm import device_answers, fork_context
+
+for name in ("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH"):
+    os.environ.pop(name, None)  # a user's: each fork sets ours, and what these ask for may fail here
 
 with device_answers.imports_without_a_device():
     import vllm.compilation.backends
