@@ -146,8 +146,10 @@ POINTS = (
 )
 
 
-def check(host: Host, name: str, point: Point, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plant the fault, start, and hold the end against the point's outcome."""
+def check(make: Callable[[], Host], name: str, point: Point, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a host, plant the fault, start, and hold the end against the point's outcome."""
+    began = time.monotonic()
+    host = make()
     host.cache.restored = point.restored
     plant(host, point, monkeypatch)
     fails = point.fails != (name in point.fails_in)
@@ -160,7 +162,6 @@ def check(host: Host, name: str, point: Point, monkeypatch: pytest.MonkeyPatch) 
         assert "abandon" in host.cache.asked or "restore" not in host.cache.asked
         assert "publish" not in host.cache.asked or point.step == "token"
     else:
-        began = time.monotonic()
         report = host.start()
         took = time.monotonic() - began
         assert report.receipt.outcome is point.outcome

@@ -71,6 +71,10 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "a service as a Ray job, and 10,000 requests": ("engine/test_serve_job.py",),
     "100,000 seeds; make test has the first thousand": ("simulation/test_simulation.py::test_and_in_many_more_runs",),
+    "two minutes each; make test has a few seconds of both": (
+        "ray/test_store_under_fire.py::test_every_acknowledged_entry_loads[long-folder]",
+        "ray/test_store_under_fire.py::test_every_acknowledged_entry_loads[long-s3]",
+    ),
     "waits until Ray gives up": ("ray/test_ray_start.py::test_without_given_ports_it_does_not",),
     "64 actors on two cores; make test has 16, tests/unit/test_fleet_parts.py has 64 that are no processes": (
         "ray/test_fleet.py::test_all_that_start_are_looked_at_in_one_go[many]",

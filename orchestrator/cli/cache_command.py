@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from orchestrator.errors import OrchestratorError
 if TYPE_CHECKING:
     from orchestrator.graph_cache.store import Store
 
+_DIGEST = re.compile(r"[0-9a-f]{10,64}")
+_LONG = 120  # characters
 console = terminal.console()
 
 
@@ -100,9 +103,23 @@ def _explain(options: argparse.Namespace, store: Store) -> int:
     for column in ("factor", name[:12], other[:12]):
         table.add_column(column, overflow="fold")
     for factor in key.differing(ours, theirs):
-        table.add_row(factor, ours.get(factor, "-"), theirs.get(factor, "-"))
+        table.add_row(factor, *_apart(ours.get(factor, "-"), theirs.get(factor, "-")))
     console.print(table)
     return 0
+
+
+def _apart(one: str, other: str) -> tuple[str, str]:
+    """What to show of two values: of long lists what only one has, of digests that they differ."""
+    if _DIGEST.fullmatch(one) or _DIGEST.fullmatch(other):
+        return one if one == "-" else "one content", other if other == "-" else "another"
+    if min(len(one), len(other)) < _LONG:
+        return one, other
+    mine, theirs = one.split(" "), other.split(" ")
+    return _without(mine, theirs), _without(theirs, mine)
+
+
+def _without(words: list[str], others: list[str]) -> str:
+    return " ".join(word for word in words if word not in others) or "nothing more"
 
 
 def _verify(options: argparse.Namespace, store: Store) -> int:

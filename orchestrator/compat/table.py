@@ -84,9 +84,11 @@ FIX_PASS_INIT = Name("vllm.compilation.passes.utility.fix_functionalization", "F
 FIX_PASS = Name("vllm.compilation.passes.utility.fix_functionalization", "FixFunctionalizationPass.__call__", Use.patched, (f.PIECEWISE,), "it names CUDA's ops, which a CPU build lacks", "self, graph")
 ENGINE_CONFIG = Name("vllm.engine.arg_utils", "EngineArgs.create_engine_config", Use.patched, (f.REFUSAL,), "refuse an engine that asks, where vLLM is another version", "self, ...")
 
-# the compile key: engine/vllm/engine.py, vllm_plugin/cache_key.py
+# the compile key: engine/vllm/compile_key.py, vllm_plugin/cache_key.py
 AOT_FACTORS = Name("vllm.compilation.caching", "aot_compile_hash_factors", Use.patched, (f.COMPILE_KEY, f.CACHE_KEY), "vLLM's own compile key, without placement", "vllm_config")
 ENV_FACTORS = Name("vllm.envs", "compile_factors", Use.replaced, (f.CACHE_KEY,), "leave out variables that only say where a process runs", "")
+CONFIG_HASH = Name("vllm.config", "VllmConfig.compute_hash", Use.called, (f.COMPILE_KEY,), "which settings it reads, by their names", "self, ...")
+NORMAL = Name("vllm.config.utils", "normalize_value", Use.called, (f.COMPILE_KEY,), "a setting as it is hashed", "x")
 SYSTEM = Name("torch._inductor.codecache", "CacheBase.get_system", Use.replaced, (f.NO_DEVICE,), "Inductor's factors without asking CUDA; remembered in the zygote on CPU", "")
 TRITON_KEY = Name("torch._inductor.codecache", "triton_key", Use.called, (f.NO_DEVICE,), "Triton's part of Inductor's factors", "")
 TORCH_KEY = Name("torch._inductor.codecache", "torch_key", Use.called, (f.PRELOAD,), "half a second, remembered in the zygote", "")

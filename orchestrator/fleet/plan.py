@@ -1,7 +1,8 @@
-"""Configuration + cluster shape -> a frozen Plan. Pure functions: nothing here starts or reads anything."""
+"""Configuration + cluster shape -> a frozen Plan. Nothing here starts or reads anything."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -57,7 +58,7 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, scratch: str) 
     replicas = []
     for i in range(app.replicas):
         name = f"replica-{i}"
-        folder = f"{scratch}/{name}"
+        folder = f"{scratch}/{name}-{secrets.token_hex(4)}"  # what is removed late is nobody else's
         spec = engine_spec(
             app,
             replica=name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from orchestrator import timeline
 from orchestrator.engine import Chunk, Engine, Sampling, create
 from orchestrator.engine.start import Start
 from orchestrator.engine.start_report import StartReport
+from orchestrator.engine.vllm import reaper
 from orchestrator.fleet.multi_node import MultiNode
 from orchestrator.fleet.plan import ReplicaPlan
 from orchestrator.graph_cache.client import GraphCacheClient
+from orchestrator.graph_cache.folders import make_private
 from orchestrator.graph_cache.settings import CacheSettings
 
 _PROBE = "Hello"
@@ -46,9 +47,9 @@ class Replica:
         began = time.monotonic()
         self.plan = plan
         scratch, root = Path(plan.spec.scratch), Path(plan.spec.cache_root)
-        shutil.rmtree(scratch, ignore_errors=True)  # of a killed predecessor
+        self._reaper = reaper.start_reaper(remove=str(scratch))
         for folder in (scratch, root):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(folder)
         self._began, self._requests = began, 0
         self._events = timeline.EventLog(plan.spec.events_file)
         self._engine: Engine = create(plan.kind, plan.spec)
@@ -109,6 +110,7 @@ class Replica:
     async def stop(self) -> None:
         """Stop the engine and remove the replica's folder."""
         await self._engine.stop()
-        shutil.rmtree(self.plan.spec.scratch, ignore_errors=True)
         if self._others:
             await asyncio.to_thread(self._others.clean)
+        await asyncio.to_thread(reaper.remove_folder, Path(self.plan.spec.scratch))
+        reaper.over(self._reaper)

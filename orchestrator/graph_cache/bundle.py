@@ -27,11 +27,13 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.errors import ArtifactRefused, ConfigError
+from orchestrator.graph_cache.folders import make_private
 
 MAGIC = b"ORCHGRAPH1"
 _MAX_HEADER = 1 << 20
 HEADER_WITHIN = 1 << 18  # bytes from a bundle's beginning that hold any real header
 _TEMPORARY = "tmp.pid_"  # Triton's; the others end in .tmp
+STAGING = ".install-"  # then the folder's name: what is left of a killed process is known by it
 KEY_ENV = "ORCHESTRATOR_SIGNING_KEY"
 
 
@@ -72,7 +74,7 @@ def signing_key(file: str) -> bytes:
             raise ConfigError(f"{KEY_ENV} has to be at least 32 hex digits.", where=KEY_ENV)
         return key
     path = Path(file).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(path.parent)
     staging = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     if not path.exists():
         handle = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -189,8 +191,8 @@ def install(payload: memoryview, folder: Path, limits: Limits) -> None:
         ArtifactRefused: a member is a link or a device, leaves the folder, or the ceilings are passed.
         OSError: the disk is full or the folder cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    staging = folder.with_name(f".install-{os.getpid()}-{secrets.token_hex(4)}")
+    make_private(folder.parent)
+    staging = folder.with_name(f"{STAGING}{folder.name}-{secrets.token_hex(4)}")
     staging.mkdir(mode=0o700)
     try:
         _unpack(payload, staging, limits)
@@ -200,7 +202,7 @@ def install(payload: memoryview, folder: Path, limits: Limits) -> None:
         for source in sorted(staging.rglob("*")):
             if source.is_file():
                 target = folder / source.relative_to(staging)
-                _make_private(target.parent, folder)
+                make_private(target.parent)
                 source.replace(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -221,18 +223,11 @@ def _unpack(payload: memoryview, folder: Path, limits: Limits) -> None:
             if len(content) != member.size:
                 raise _refused(f"{member.name!r} is cut off")
             target = folder / path
-            _make_private(target.parent, folder)
+            make_private(target.parent)
             handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700 if member.mode & 0o100 else 0o600)
             with os.fdopen(handle, "wb", buffering=0) as out:
                 while content:
                     content = content[out.write(content) :]
-
-
-def _make_private(folder: Path, root: Path) -> None:
-    """Make every folder between `root` and `folder` with mode 0700; `parents=True` would leave those open."""
-    for part in reversed([folder, *folder.parents]):
-        if part.is_relative_to(root):
-            part.mkdir(exist_ok=True, mode=0o700)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -106,8 +106,13 @@ class GraphCacheClient:
         if self._leads and self.registry is not None:
             self.registry.release.remote(receipt.key, receipt.generation, self._who)
 
-    def install_ahead(self, key: str, root: Path) -> bool:
-        """Put a key's graphs onto this node, for replicas to come; False where that is not possible. Never raises."""
+    def install_ahead(self, key: str, root: Path | None = None) -> bool:
+        """Put a key's graphs onto this node, for replicas to come; False where that is not possible. Never raises.
+
+        Args:
+            key: which.
+            root: link them there as well: the cache root of a replica's ranks on this node.
+        """
         try:
             offer = ray.get(self.registry.offer.remote(key), timeout=_CALL_S)
             return offer is not None and bool(self._install(key, offer, root))
@@ -141,7 +146,7 @@ class GraphCacheClient:
             source=source,
         )
 
-    def _install(self, key: str, answer: dict[str, Any], cache_root: Path) -> str:
+    def _install(self, key: str, answer: dict[str, Any], cache_root: Path | None) -> str:
         """Install what the registry offers, from this node's copy if it has one; returns where it came from."""
         settings = self.settings
         signing_key = bundle.signing_key(settings.key_file)

@@ -21,8 +21,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from orchestrator.graph_cache import bundle
+from orchestrator.graph_cache.folders import make_private
 
 _LOCK_S = 120.0
+_GONE = ".gone-"
 
 
 def name_of(digest: str, key: bytes) -> str:
@@ -42,12 +44,12 @@ class NodeCopies:
         self.folder = Path(os.path.expandvars(folder)).expanduser()
         self.max_bytes = max_bytes
 
-    def link(self, name: str, root: Path, fetch: Callable[[], memoryview], limits: bundle.Limits) -> bool:
+    def link(self, name: str, root: Path | None, fetch: Callable[[], memoryview], limits: bundle.Limits) -> bool:
         """Put a bundle's files below `root`, from this node's copy if there is one.
 
         Args:
             name: see `name_of`.
-            root: the replica's cache root.
+            root: the replica's cache root; None for those to come: the node gets its copy, and that is all.
             fetch: returns the verified payload of that name; called only if the node has no copy.
             limits: ceilings on what is unpacked.
 
@@ -65,21 +67,25 @@ class NodeCopies:
                 if fetched:
                     shutil.rmtree(copy, ignore_errors=True)
                     bundle.install(fetch(), copy, limits)
-                _link_tree(copy, root)
+                if root is not None:
+                    _link_tree(copy, root)
             os.utime(copy)
             if fetched:
                 self._prune(keep=copy)
             return fetched
         except (OSError, Timeout):  # a node folder that is not ours, full, read-only or stuck must not stop a replica
+            if root is None:
+                raise
             bundle.install(fetch(), root, limits)
             return True
 
     def _prepare(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.folder)
         if not _is_ours(self.folder):
             raise PermissionError(f"{self.folder} is open to others")
 
     def _prune(self, keep: Path) -> None:
+        self._remove_left_overs()
         copies = sorted((p for p in self.folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
         total = 0
         for copy in [keep, *(c for c in copies if c != keep)]:
@@ -88,10 +94,19 @@ class NodeCopies:
                 if total > self.max_bytes and copy != keep:
                     _remove_whole(copy)
 
+    def _remove_left_overs(self) -> None:
+        """What killed processes were installing, which nobody does who has not the lock, and removing."""
+        for staging in self.folder.glob(f"{bundle.STAGING}*"):
+            name = staging.name.removeprefix(bundle.STAGING).rpartition("-")[0]
+            with suppress(OSError, Timeout), FileLock(self.folder / f"{name}.lock", timeout=0):
+                shutil.rmtree(staging, ignore_errors=True)
+        for doomed in self.folder.glob(f"{_GONE}*"):
+            shutil.rmtree(doomed, ignore_errors=True)
+
 
 def _remove_whole(copy: Path) -> None:
     """Away under another name first: nobody finds half a copy."""
-    doomed = copy.with_name(f".gone-{copy.name[:16]}-{os.getpid()}-{time.monotonic_ns()}")
+    doomed = copy.with_name(f"{_GONE}{copy.name[:16]}-{os.getpid()}-{time.monotonic_ns()}")
     copy.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
@@ -107,8 +122,9 @@ def _link_tree(copy: Path, root: Path) -> None:
     for source in sorted(copy.rglob("*")):
         target = root / source.relative_to(copy)
         if source.is_dir():
-            target.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(target)
             continue
+        make_private(target.parent)
         target.unlink(missing_ok=True)
         try:
             os.link(source, target)

@@ -2,30 +2,20 @@
 
 Replicas on other hosts, ports, bundles, cores or home folders compile the same code, so they have to look for it under
 the same name. vLLM leaves out most of that by itself; this takes the rest out of its factors, for engines that asked
-for the plugin. What changes code stays: a model folder counts by its config.json instead of its path.
+for the plugin (variables.py says which variables). What changes code stays: a model counts by its folder's content
+(model_folder.py) instead of its path.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from orchestrator import compat
 from orchestrator.compat import table
+from orchestrator.vllm_plugin import model_folder, variables
 from orchestrator.vllm_plugin.settings import kv_update_mode
-
-# Where a process runs, whom it talks to and where it writes; none of it reaches compiled code.
-PLACEMENT_ONLY = frozenset(
-    {
-        "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_LOOPBACK_IP", "VLLM_DP_RANK",
-        "VLLM_DP_RANK_LOCAL", "VLLM_RAY_BUNDLE_INDICES", "VLLM_RAY_PER_WORKER_GPUS", "VLLM_RAY_DP_PACK_STRATEGY",
-        "VLLM_PROCESS_NAME_PREFIX", "VLLM_TORCH_PROFILER_DIR", "VLLM_LORA_RESOLVER_CACHE_DIR",
-        "VLLM_NIXL_SIDE_CHANNEL_PORT", "VLLM_ENGINE_READY_TIMEOUT_S", "VLLM_RPC_TIMEOUT", "VLLM_PLUGINS",
-    }
-)  # fmt: skip
 
 
 def install() -> None:
@@ -35,12 +25,27 @@ def install() -> None:
 
 def _placeless(original: Callable[[Any], list[str]]) -> Callable[[Any], list[str]]:
     def aot_compile_hash_factors(vllm_config: Any) -> list[str]:
-        if kv_update_mode(vllm_config) is None:
-            return original(vllm_config)
-        with compat.replaced(table.ENV_FACTORS, _without_placement), _folder_left_out(vllm_config.model_config):
-            return [*original(vllm_config), *_device(vllm_config)]
+        with without_placement(vllm_config) as left_out:
+            return [*original(vllm_config), *(_device(vllm_config) if left_out else [])]
 
     return aot_compile_hash_factors
+
+
+@contextmanager
+def without_placement(vllm_config: Any) -> Iterator[bool]:
+    """While vLLM hashes a configuration: variables and paths that are only placement are not seen.
+
+    Yields:
+        Whether that is so; an engine that did not ask for the plugin is left alone.
+    """
+    if kv_update_mode(vllm_config) is None:
+        yield False
+        return
+    draft = getattr(getattr(vllm_config, "speculative_config", None), "draft_model_config", None)
+    with compat.replaced(table.ENV_FACTORS, _reaching_code), ExitStack() as folders:
+        for model in filter(None, (vllm_config.model_config, draft)):  # a single module is compiled without a model
+            folders.enter_context(_folder_left_out(model))
+        yield True
 
 
 def _device(vllm_config: Any) -> list[str]:
@@ -57,20 +62,22 @@ def _device(vllm_config: Any) -> list[str]:
     return [] if device == vllm_config.parallel_config.rank else [f"device {device}"]
 
 
-def _without_placement(factors: Callable[[], dict[str, object]]) -> Callable[[], dict[str, object]]:
-    return lambda: {name: value for name, value in factors().items() if name not in PLACEMENT_ONLY}
+def _reaching_code(factors: Callable[[], dict[str, object]]) -> Callable[[], dict[str, object]]:
+    def reaching_code() -> dict[str, object]:
+        from vllm import envs
+
+        kept = {name: value for name, value in factors().items() if name not in variables.LEFT_OUT}
+        return kept | {name: getattr(envs, name) for name in variables.LEFT_OUT_BY_VLLM}
+
+    return reaching_code
 
 
 @contextmanager
 def _folder_left_out(model: Any) -> Iterator[None]:
-    """A model folder counts by its `config.json`. There is no model where a single module is compiled by itself."""
-    if model is None:
-        yield
-        return
+    """A model counts by its content."""
     before = dict(model.__dict__)
     try:
-        if (config := Path(model.model) / "config.json").is_file():
-            model.__dict__["model"] = hashlib.sha256(config.read_bytes()).hexdigest()  # past pydantic's validation
+        model.__dict__["model"] = model_folder.name(model)  # past pydantic's validation
         with _nameless({id(c): c for c in (model.hf_config, model.hf_text_config)}.values()):
             yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -178,15 +177,15 @@ def test_layer_name_needs_vllms_layer_name(monkeypatch) -> None:
 
 
 def test_keys_leave_out_where_a_replica_runs(make_app, state: str, tmp_path, monkeypatch) -> None:
-    """Another home, host, port, bundle, core list and model folder: the same key. Other code: another key."""
+    """Another home, host, port, bundle, core list and model folder: the same key. Other code: another key, by name."""
     import shutil
 
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.plugins import load_general_plugins
 
-    from orchestrator import models, vllm_plugin
+    from orchestrator import models
     from orchestrator.engine.vllm import fork_context
-    from orchestrator.engine.vllm.engine import compile_factors
+    from orchestrator.engine.vllm.compile_key import compile_factors
     from orchestrator.graph_cache import key
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -200,13 +199,29 @@ def test_keys_leave_out_where_a_replica_runs(make_app, state: str, tmp_path, mon
         args = AsyncEngineArgs(model=str(model), max_model_len=256, additional_config=plugin, **more)
         return compile_factors(args.create_engine_config())
 
+    def apart(found: dict[str, str]) -> list[str]:
+        """Of what set two keys apart, the names without vLLM's groups; Inductor's ranges go with the tokens."""
+        assert (key.digest(found) == key.digest(first)) == (found == first)
+        return [name.rpartition(".")[2].rpartition(" ")[2] for name in key.differing(first, found)]
+
     first = factors(here)
-    assert first["plugin"] == key.source_digest(Path(vllm_plugin.__file__).parent)
     for name, value in {
         "HOME": str(tmp_path), "VLLM_HOST_IP": "192.0.2.9", "VLLM_PORT": "12345", "VLLM_RAY_BUNDLE_INDICES": "1,2",
         "VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_CACHE_ROOT": str(tmp_path), "VLLM_LOOPBACK_IP": "127.0.0.1",
+        "VLLM_API_KEY": "secret",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    assert key.differing(first, factors(there)) == []
-    assert key.differing(first, factors(here, max_num_batched_tokens=777)) == ["vllm config"]
-    assert key.differing(first, factors(here, dtype="float16")) == ["vllm config"]
+    found = factors(there)
+    assert key.differing(first, found) == []
+    assert "secret" not in str(found)
+    assert apart(factors(here, max_num_batched_tokens=777)) == ["compile_ranges_endpoints", "max_num_batched_tokens"]
+    assert apart(factors(here, dtype="float16")) == ["dtype"]
+    assert apart(factors(here, block_size=64)) == ["block_size"]
+    monkeypatch.setenv("VLLM_MLA_DISABLE", "1")
+    assert key.differing(first, factors(here)) == ["vllm env VLLM_MLA_DISABLE"]
+    monkeypatch.delenv("VLLM_MLA_DISABLE")
+    (there / "tokenizer_config.json").write_text("{}")
+    (there / "chat_template.jinja").write_text("{{ messages }}")
+    assert factors(there) == first
+    (there / "quantize_config.json").write_text('{"bits": 4}')
+    assert key.differing(first, factors(there)) == ["model quantize_config.json"]

@@ -133,4 +133,4 @@ def _left(supervisor: Supervisor) -> list[str]:
 @pytest.mark.parametrize("host", [FleetHost, ServeHost])
 def test_a_start_ends_as_it_has_to(host: type, point, spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "fleet" if host is FleetHost else "serve"
-    check(host(spec, monkeypatch), name, point, monkeypatch)
+    check(lambda: host(spec, monkeypatch), name, point, monkeypatch)

@@ -64,7 +64,7 @@ def test_the_contract_and_a_killed_engine(engine) -> None:
     async def run() -> None:
         real = engine()
         factors = real.prepare().factors
-        assert {"vllm env", "vllm config", "inductor", "plugin", "cpu", "parallel"} <= set(factors)
+        assert {"vllm env", "vllm config", "inductor", "cpu", "parallel", "model config.json"} <= set(factors)
         facts = await real.start()
         assert (facts.loaded, facts.compiled) == (0, 1)
         await contract.check_serving(real)

@@ -122,7 +122,7 @@ def test_a_job_that_fails_says_why(cluster: dict[str, str]) -> None:
 def test_a_stopped_job_leaves_nothing(cluster: dict[str, str]) -> None:
     submit(cluster, "long", "+engine.extra.fake_hang=1", "--no-wait")
     scratch = Path(cluster["STATE"])
-    wait_for(lambda: list(scratch.glob("orchestrator-*/*/replica-0/events.jsonl")), lambda: status(cluster, "long"))
+    wait_for(lambda: list(scratch.glob("orchestrator-*/*/replica-0-*/events.jsonl")), lambda: status(cluster, "long"))
     subprocess.run([RAY, "job", "stop", "long"], env=cluster, capture_output=True, timeout=HANG_S, check=False)
     wait_for(lambda: status(cluster, "long") in ("STOPPED", "FAILED"), lambda: status(cluster, "long"))
     wait_for(lambda: not processes("ray::Replica"))

@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import ray
 
 from orchestrator.cli import main
 from orchestrator.graph_cache import registry_actor
 from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.graph_cache.store import Store
-from tests.ray.ray_nodes import free_port
-from tests.waiting import HANG_S, wait_for
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A URI on a server of our own, on loopback."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: answers(port) or server.poll() is not None)
-        assert server.poll() is None
-        query = f"scheme=http&endpoint_override=127.0.0.1%3A{port}&allow_bucket_creation=true&region=us-east-1"
-        yield f"s3://access:secret@graphs/prefix?{query}"
-    finally:
-        server.terminate()
-        server.wait(HANG_S)
-
-
-def answers(port: int) -> bool:
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=HANG_S).close()
-    except OSError:
-        return False
-    return True
+from tests.waiting import HANG_S
 
 
 def test_a_bundle_goes_there_and_back(s3: str) -> None:

@@ -50,6 +50,38 @@ def test_explain_names_the_factor_that_differs(run) -> None:
     assert "0.32.0" not in text
 
 
+def apart(ours: dict[str, str], theirs: dict[str, str], run, tmp_path: Path) -> list[list[str]]:
+    """The rows of `explain` for two entries with these factors."""
+    for name, factors in (("c0", ours), ("c1", theirs)):
+        known = {"key": name, "factors": factors, "created": 1.0, "publisher": "replica-0"}
+        data = bundle.pack(tmp_path, [], bundle.signing_key(str(tmp_path / "signing.key")), known)
+        Store(str(tmp_path / "graphs")).save(name, 1, data)
+    code, text = run("explain", "c0", "c1")
+    assert code == 0
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line[:1] == "│"]
+
+
+def test_explain_names_settings_and_never_a_digest(run, tmp_path: Path) -> None:
+    ours = {"vllm env": "0" * 64, "vllm config": "1" * 10, "inductor": "2" * 64}
+    ours |= {"vllm env VLLM_MLA_DISABLE": "false", "vllm config cache_config.block_size": "16", "inductor dce": "true"}
+    ours |= {"model config.json": "3" * 64, "plugin kv_pass.py": "4" * 64, "cpu features": "avx " * 40 + "avx"}
+    theirs = {name: value.translate(str.maketrans("0123", "5678")) for name, value in ours.items()}
+    theirs |= {"vllm env VLLM_MLA_DISABLE": "true", "vllm config cache_config.block_size": "32"}
+    theirs |= {"inductor": ours["inductor"], "cpu features": f"{ours['cpu features']} avx512"}
+    rows = apart(ours, theirs, run, tmp_path)
+    assert rows == [
+        ["cpu features", "nothing more", "avx512"],
+        ["model config.json", "one content", "another"],
+        ["vllm config cache_config.block_size", "16", "32"],
+        ["vllm env VLLM_MLA_DISABLE", "false", "true"],
+    ]
+
+
+def test_explain_of_an_entry_that_names_nothing_yet(run, tmp_path: Path) -> None:
+    ours = {"vllm env": "0" * 64, "vllm env VLLM_MLA_DISABLE": "false"}
+    assert apart(ours, {"vllm env": "1" * 64}, run, tmp_path) == [["vllm env", "one content", "another"]]
+
+
 def test_verify_tells_a_damaged_entry(run, tmp_path: Path) -> None:
     assert run("verify")[0] == 0
     (file,) = (tmp_path / "graphs" / "bb22").glob("*.bundle")

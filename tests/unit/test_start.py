@@ -133,7 +133,7 @@ CASES = [(name, point) for name in HOSTS for point in POINTS if point.step not i
 
 @pytest.mark.parametrize(("name", "point"), CASES, ids=[f"{name}-{point}" for name, point in CASES])
 def test_a_start_ends_as_it_has_to(name: str, point: Point, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(HOSTS[name](tmp_path, monkeypatch), name, point, monkeypatch)
+    check(lambda: HOSTS[name](tmp_path, monkeypatch), name, point, monkeypatch)
 
 
 def test_the_suite_has_enough_points() -> None:

@@ -37,13 +37,13 @@ def test_only_engines_that_save_graphs_share_them(made: Any, environment: dict, 
     pytest.importorskip("vllm.compilation.compiler_interface")
     from vllm.platforms import current_platform
 
-    from orchestrator.engine.vllm import engine
+    from orchestrator.engine.vllm import compile_key
 
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda _: not gpu)
-    monkeypatch.setattr(engine, "compile_factors", lambda _: {"vllm": "0.32"})
+    monkeypatch.setattr(compile_key, "compile_factors", lambda _: {"vllm": "0.32"})
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = engine.compile_key(made)
+    found = compile_key.compile_key(made)
     assert found.unshared.startswith(reason)
     assert bool(found.unshared) == bool(reason)
     assert dict(found.factors) == ({} if reason else {"vllm": "0.32"})

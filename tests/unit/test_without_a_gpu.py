@@ -27,7 +27,7 @@ def test_the_machine_names_its_gpus(tmp_path: Path, monkeypatch) -> None:
 def test_the_compile_key_asks_cuda_for_nothing(monkeypatch) -> None:
     torch = pytest.importorskip("torch")
     codecache = pytest.importorskip("torch._inductor.codecache")
-    from orchestrator.engine.vllm.engine import _no_device_asked
+    from orchestrator.engine.vllm.compile_key import _no_device_asked
 
     def asked() -> None:
         raise AssertionError("CUDA was initialised")

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-from orchestrator import compat, timeline, vllm_plugin
-from orchestrator.compat import features, table
+from orchestrator import compat, timeline
 from orchestrator.engine.contract import Chunk, CompileKey, EngineSpec, Sampling
 from orchestrator.engine.start import failure, launch
+from orchestrator.engine.vllm.compile_key import compile_key
 from orchestrator.engine.vllm.supervisor import Supervisor
 from orchestrator.errors import EngineDeadError, EngineStartError, one_line
-from orchestrator.graph_cache import key
-from orchestrator.vllm_plugin.settings import logger
 
-_NO_CACHE = ("VLLM_DISABLE_COMPILE_CACHE", "TORCHINDUCTOR_FORCE_DISABLE_CACHES")
 _POLL_S = 0.2
 
 
@@ -122,86 +117,3 @@ class VllmEngine:
     def _dead(self) -> EngineDeadError:
         cause = self._supervisor.cause()
         return EngineDeadError(f"{self.spec.replica}: the engine is dead. {cause}".strip(), replica=self.spec.replica)
-
-
-def compile_key(vllm_config: Any) -> CompileKey:
-    """The compile key of a configuration as vLLM has made it, or why there is nothing to share."""
-    if reason := why_unshared(vllm_config):
-        logger.info("Compiled graphs are not shared: %s.", reason)
-        return CompileKey(unshared=reason)
-    return CompileKey(compile_factors(vllm_config))
-
-
-def why_unshared(vllm_config: Any) -> str:
-    """Why an engine saves no graphs that another could load; "" where it does.
-
-    Such engines must neither lead nor wait: nothing would ever be published. vLLM settles the mode while it makes the
-    configuration; models with breakable CUDA graphs end up with NONE.
-    """
-    from vllm import envs
-    from vllm.compilation.compiler_interface import is_compile_cache_enabled
-    from vllm.config import CompilationMode
-    from vllm.platforms import current_platform
-
-    compilation = vllm_config.compilation_config
-    if compilation.mode != CompilationMode.VLLM_COMPILE:
-        return f"vLLM's compilation mode is {CompilationMode(compilation.mode or 0).name}"
-    if compilation.backend == "eager":
-        return 'the compilation backend "eager" saves nothing'
-    if not is_compile_cache_enabled(compilation.inductor_compile_config):
-        by = [name for name in _NO_CACHE if os.environ.get(name, "0") != "0"]
-        return "the compile cache is disabled" + (f" by {' and '.join(by)}" if by else "")
-    if not envs.VLLM_USE_AOT_COMPILE:
-        return "VLLM_USE_AOT_COMPILE is off"
-    if envs.VLLM_BATCH_INVARIANT and not current_platform.is_cpu():
-        return "VLLM_BATCH_INVARIANT switches ahead-of-time compile off in the workers"
-    return ""
-
-
-def compile_factors(vllm_config: Any) -> dict[str, str]:
-    """vLLM's own cache-key factors (`aot_compile_hash_factors`) and what they leave out.
-
-    Left out by vLLM and added here: the model class, this plugin's code, Python, the CPU's instruction set or the GPU,
-    and the shape of the parallel group.
-
-    Raises:
-        compat.Gone: vLLM has no such function any more.
-    """
-    import sys
-
-    import torch
-    import vllm
-    from vllm.platforms import current_platform
-
-    names = ("vllm env", "vllm config", "inductor")
-    with _no_device_asked():
-        own = compat.get(table.AOT_FACTORS)(vllm_config)
-    factors = dict(zip(names, own, strict=False))
-    if len(own) > len(names):
-        factors["inductor"] = repr(own[len(names) - 1 :])
-    parallel, model = vllm_config.parallel_config, vllm_config.model_config
-    capability = current_platform.get_device_capability()
-    return factors | {
-        "architecture": ",".join(model.architectures),
-        "vllm": vllm.__version__,
-        "torch": torch.__version__,
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "plugin": key.source_digest(Path(vllm_plugin.__file__).parent),
-        "device": f"{current_platform.device_type} {current_platform.get_device_name()} {capability}",
-        "cpu": key.cpu_instruction_set(model=current_platform.is_cpu()),
-        "parallel": f"tp={parallel.tensor_parallel_size} pp={parallel.pipeline_parallel_size} "
-        f"dp={parallel.data_parallel_size}",
-    }
-
-
-@contextmanager
-def _no_device_asked() -> Iterator[None]:
-    """Inductor's factors hold the GPU's name, and asking for it initialises CUDA here; the key has it from NVML."""
-    import torch
-
-    if torch.version.cuda is None or not compat.on(features.NO_DEVICE):
-        yield
-        return
-    named = {"triton": compat.get(table.TRITON_KEY)(), "cuda": torch.version.cuda}
-    with compat.replaced(table.SYSTEM, lambda _: lambda: named):
-        yield

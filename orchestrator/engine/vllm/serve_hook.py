@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator import compat
 from orchestrator.compat import features, table
 from orchestrator.engine.start import Start, launch
-from orchestrator.engine.vllm.engine import compile_key
+from orchestrator.engine.vllm.compile_key import compile_key
 from orchestrator.engine.vllm.supervisor import Supervisor
 
 logger = logging.getLogger("ray.serve")

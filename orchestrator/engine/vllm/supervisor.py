@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
-from contextlib import suppress
 from pathlib import Path
-
-import psutil
 
 from orchestrator import compat, paths, timeline
 from orchestrator.cluster import machine
@@ -35,7 +31,7 @@ class Supervisor:
         self.spec, self.replica = spec, spec.replica
         self.events = timeline.EventLog(spec.events_file)
         self._marker = reaper.new_marker(spec.replica, forked=spec.preload and fork_context.available())
-        self._reaper: psutil.Process | None = None
+        self._reaper: reaper.Process | None = None
         self._remove = remove
         self._segments: set[Path] = set()
         self._deadline = float("inf")
@@ -43,7 +39,8 @@ class Supervisor:
         self._overdue_at: float | None = None
 
     def enter(self) -> None:
-        """Set the environment that vLLM and its processes are to see."""
+        """Set the environment that vLLM and its processes are to see. From here on nothing outlives this process."""
+        self._watch()
         logging_file = Path(self.spec.scratch) / "logging.json"
         logging_file.write_text(json.dumps(timeline.vllm_logging_config(self.spec.events_file)))
         taken = [name for name in _LOGGING if os.environ.pop(name, None)]
@@ -80,7 +77,7 @@ class Supervisor:
             fork_context.inspect_models_here()
 
     def begin(self, *, restored: bool) -> None:
-        """From here on the engine's processes are watched, and outlive this one by a moment at most.
+        """From here on the engine's start is under its deadline.
 
         Args:
             restored: graphs for the engine's compile key lie under its cache root.
@@ -89,7 +86,7 @@ class Supervisor:
             os.environ[fork_context.CPU_PROBE] = "known" if restored else "flags"
         if self.spec.cpu and self.spec.short_profile and restored:
             os.environ[short_profile.VARIABLE] = "1"
-        self._reaper = reaper.start_reaper(self._marker, self._remove)
+        self._watch()
         self._deadline = time.monotonic() + self.spec.start_timeout_s
 
     def started(self) -> None:
@@ -141,11 +138,14 @@ class Supervisor:
         self.kill()
         left = reaper.remove_segments(self._segments)
         if self._remove:
-            shutil.rmtree(self._remove, ignore_errors=True)
+            reaper.remove_folder(Path(self._remove))
         if self._reaper is not None and not left:  # else it removes, after this process, what this one has mapped
-            with suppress(psutil.NoSuchProcess):
-                self._reaper.terminate()  # last, for this process may be cut short at its exit
+            reaper.over(self._reaper)  # last, for this process may be cut short at its exit
             self._reaper = None
+
+    def _watch(self) -> None:
+        if self._reaper is None:
+            self._reaper = reaper.start_reaper(self._marker, self._remove)
 
 
 def _bind_threads(size: int) -> None:
