@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 
 import pytest
 
-from orchestrator import vllm_plugin
+from orchestrator import compat, vllm_plugin
+from orchestrator.compat import lookup, table, versions
 
 
 class EngineArgs:
@@ -18,7 +20,7 @@ class EngineArgs:
         return "a configuration"
 
 
-@pytest.mark.parametrize("version", ["0.29.0", "0.31.1", "0.33.0", "0.3.2", "1.32.0"])
+@pytest.mark.parametrize("version", ["0.28.1", "0.34.0", "0.3.2", "1.32.0", "0.1.dev1+g0123", "dev", "3.0"])
 def test_an_untested_vllm_is_refused_only_when_asked(version: str, monkeypatch) -> None:
     vllm, engine, arguments = types.ModuleType("vllm"), types.ModuleType("e"), types.ModuleType("a")
     vllm.__version__ = version
@@ -29,5 +31,24 @@ def test_an_untested_vllm_is_refused_only_when_asked(version: str, monkeypatch) 
     vllm_plugin.register()
     assert arguments.EngineArgs().create_engine_config() == "a configuration"
     asking = arguments.EngineArgs({"orchestrator": {"kv_update": "layer_index"}})
-    with pytest.raises(ValueError, match=rf"is tested with vLLM 0\.32, and this is {version}: install vllm==0\.32\.0"):
+    with pytest.raises(
+        ValueError, match=rf"works with vLLM 0\.29 to 0\.33, and this is {re.escape(version)}: install one"
+    ):
         asking.create_engine_config()
+
+
+@pytest.mark.parametrize("version", ["0.29.0", "0.30.2", "0.31", "0.32.0+cpu", "0.33.1.dev4+g0123"])
+def test_the_plugin_is_made_for_these(version: str) -> None:
+    assert versions.supported(version)
+
+
+def test_what_an_older_vllm_has_not_got_yet_is_no_fault(monkeypatch) -> None:
+    vllm, config = types.ModuleType("vllm"), types.ModuleType("vllm.config")
+    config.AttentionConfig = type("AttentionConfig", (), {})
+    for name, module in {"vllm": vllm, "vllm.config": config}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for version, line in {"0.29.0": "", "0.30.0": "AttentionConfig.hisparse_config is gone"}.items():
+        vllm.__version__ = version
+        assert lookup.fault(table.HISPARSE, load=True) == line
+        assert compat.of_this_vllm(table.HISPARSE) is bool(line)
+    assert compat.read(table.HISPARSE, config.AttentionConfig()) is None

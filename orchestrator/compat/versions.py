@@ -1,0 +1,29 @@
+"""The vLLM versions that the plugin is made for. What each of them has, the table says (`since`)."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+OLDEST, NEWEST = (0, 29), (0, 33)
+
+
+def numbers(version: str) -> tuple[int, int]:
+    """A version's first two numbers; (0, 0) where it has none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def supported(version: str) -> bool:
+    """Is the plugin made for this vLLM?"""
+    return OLDEST <= numbers(version) <= NEWEST
+
+
+def span() -> str:
+    """The versions in words: "0.29 to 0.33"."""
+    return " to ".join(".".join(map(str, version)) for version in (OLDEST, NEWEST))
+
+
+def installed() -> tuple[int, int]:
+    """The vLLM that this process has imported; (0, 0) where it has imported none."""
+    return numbers(str(getattr(sys.modules.get("vllm"), "__version__", "")))
