@@ -40,7 +40,7 @@ def fault(name: Name, sources: Sources) -> str:
 
 def moved(sources: Sources) -> list[str]:
     """A line for each name that is gone or takes other parameters, and where it may be now."""
-    version = sources.version()
+    version = versions.written(sources.folder)
 
     def wanted(seam: Name | Line) -> bool:
         return not version or versions.numbers(version) >= seam.since
@@ -106,7 +106,11 @@ def main() -> int:
     lines = moved(sources)
     looked = sum(sources.has(name.module) for name in TABLE)
     whole = f"{looked} names, {len(LINES)} log lines, and imports"
-    print(*lines, f"vLLM {sources.version() or 'of no known version'}: {len(lines)} moved, of {whole}.", sep="\n")
+    print(
+        *lines,
+        f"vLLM {versions.written(sources.folder) or 'of no known version'}: {len(lines)} moved, of {whole}.",
+        sep="\n",
+    )
     return 1 if lines else 0
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_VERSION = re.compile(r"""^(?:__version__ = )?version = ['"]([^'"]+)['"]""", re.MULTILINE)
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -66,12 +65,6 @@ class Sources:
         """All sources of a package."""
         for file in sorted((self.folder / package).rglob("*.py")):
             yield file, file.read_text(errors="replace")
-
-    def version(self) -> str:
-        """vLLM's, where its build has written it down; else ""."""
-        file = self.folder / "vllm" / "_version.py"
-        found = _VERSION.search(file.read_text()) if file.is_file() else None
-        return found[1] if found else ""
 
     def _of_module(self, module: str, name: str) -> list[tuple[str, ast.AST]]:
         if (module, name) in self._following:  # a package that imports its own part

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 OLDEST, NEWEST = (0, 29), (0, 33)
+_WRITTEN = re.compile(r"""^(?:__version__ = )?version = ['"]([^'"]+)['"]""", re.MULTILINE)
 
 
 def numbers(version: str) -> tuple[int, int]:
@@ -27,3 +30,17 @@ def span() -> str:
 def installed() -> tuple[int, int]:
     """The vLLM that this process has imported; (0, 0) where it has imported none."""
     return numbers(str(getattr(sys.modules.get("vllm"), "__version__", "")))
+
+
+def written(folder: Path) -> str:
+    """The version of the vLLM in a folder, as its build has written it down; "" where it has not."""
+    file = folder / "vllm" / "_version.py"
+    found = _WRITTEN.search(file.read_text()) if file.is_file() else None
+    return found[1] if found else ""
+
+
+def unfit() -> str:
+    """The vLLM of this environment, if the plugin is not made for it; else "". It is not imported."""
+    found = PathFinder.find_spec("vllm")
+    version = written(Path(found.origin).parents[1]) if found and found.origin else ""
+    return "" if not version or supported(version) else version

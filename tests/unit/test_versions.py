@@ -7,9 +7,13 @@ import sys
 import types
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from orchestrator import compat, vllm_plugin
 from orchestrator.compat import lookup, table, versions
+from orchestrator.config import load
+from orchestrator.errors import ConfigError
+from tests.conftest import CONF
 
 
 class EngineArgs:
@@ -52,3 +56,33 @@ def test_what_an_older_vllm_has_not_got_yet_is_no_fault(monkeypatch) -> None:
         assert lookup.fault(table.HISPARSE, load=True) == line
         assert compat.of_this_vllm(table.HISPARSE) is bool(line)
     assert compat.read(table.HISPARSE, config.AttentionConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "words", "refused"),
+    [
+        ("0.34.0", (), True),
+        ("0.28.1", ("fast_cold_start=true",), True),
+        ("0.34.0", ("fast_cold_start=false",), False),
+        ("0.34.0", ("engine=fake",), False),
+        ("0.33.0", (), False),
+        ("", (), False),
+    ],
+)
+def test_a_job_is_refused_before_anything_starts(
+    version: str, words: tuple, refused: bool, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("raise SystemExit('imported')")
+    if version:
+        (tmp_path / "vllm" / "_version.py").write_text(f"__version__ = version = '{version}'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with initialize_config_dir(CONF, version_base="1.3"):
+        composed = compose("config", overrides=["model=tiny_llama", *words])
+    if not refused:
+        load(composed)
+        return
+    line = f"This environment has vLLM {version}, and fast_cold_start works with vLLM 0.29 to 0.33."
+    with pytest.raises(ConfigError, match=re.escape(line)) as error:
+        load(composed)
+    assert error.value.where == "fast_cold_start"
