@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import io
 import json
-import logging
 import sys
 import types
 from collections.abc import Iterator
@@ -284,24 +283,24 @@ def test_an_artifact_is_small_where_its_backend_makes_self_contained_ones() -> N
         assert compiled.graph_module == "the graph"
 
 
-def test_a_compile_begins_by_our_word_where_vllm_has_none(caplog, monkeypatch) -> None:
+def test_a_compile_begins_by_our_word_where_vllm_has_none(monkeypatch) -> None:
     """Receipts ask whether a compile began; vLLM says so since 0.32."""
     pytest.importorskip("torch")
     from orchestrator.vllm_plugin import trace_once
 
     begun = "Starting torch.compile"
     assert timeline.facts([timeline.Event(1.0, "log", begun)]).compiled == 1
-    caplog.set_level("INFO", logger="vllm.orchestrator")
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    told: list[str] = []
+    monkeypatch.setattr(trace_once.logger, "info", told.append)
     vllm = types.ModuleType("vllm")
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     asked = {"orchestrator": {"kv_update": "split", "trace_once": False}}
     for version, settings, said in (("0.31.0", asked, [begun]), ("0.31.0", {}, []), ("0.32.0", asked, [])):
         vllm.__version__ = version
-        caplog.clear()
+        told.clear()
         model = types.SimpleNamespace(vllm_config=types.SimpleNamespace(additional_config=settings))
         assert trace_once._once(lambda self: "compiled")(model) == "compiled"
-        assert caplog.messages == said
+        assert told == said
 
 
 def test_a_module_that_moved_is_found_by_its_old_name_and_only_where_that_is_gone(monkeypatch) -> None:
