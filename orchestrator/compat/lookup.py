@@ -10,7 +10,8 @@ import re
 import sys
 from typing import Any
 
-from orchestrator.compat.table import Name
+from orchestrator.compat import versions
+from orchestrator.compat.table import Line, Name
 
 _NOTHING = object()
 originals: dict[Name, Any] = {}  # what our patches stand in for
@@ -23,6 +24,8 @@ def fault(name: Name, *, load: bool) -> str:
         name: which.
         load: import its module; else a module that is not imported yet is right, as long as there is one.
     """
+    if not of_this_vllm(name):
+        return ""
     if name.module not in sys.modules:
         if not load:
             return "" if _importable(name.module) else f"{name.module} is gone"
@@ -43,6 +46,11 @@ def fault(name: Name, *, load: bool) -> str:
     if found is _NOTHING:
         return "" if _set_by_init(owner, last) else f"{name} is gone"
     return _wrong_signature(name, found)
+
+
+def of_this_vllm(name: Name | Line) -> bool:
+    """Is the vLLM that was imported new enough to have it?"""
+    return not any(name.since) or versions.installed() >= name.since
 
 
 def owner_of(name: Name) -> tuple[Any, str]:
@@ -92,10 +100,16 @@ def _wrong_signature(name: Name, found: Any) -> str:
     try:
         parameters = list(inspect.signature(plain).parameters.values())
     except (TypeError, ValueError):
-        return f"{name} cannot be called as it was"
+        return wrong_parameters(name, None)
     if isinstance(found, classmethod):
         parameters = parameters[1:]
-    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return wrong_parameters(name, [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)])
+
+
+def wrong_parameters(name: Name, names: list[str] | None) -> str:
+    """What is wrong with the names of a callable's parameters; None: they cannot be told."""
+    if names is None:
+        return f"{name} cannot be called as it was"
     if missing := [p for p in name.named if p not in names]:
         return f"{name} takes no {', '.join(missing)}"
     if name.takes is not None and not _fits(name.takes, names):

@@ -59,6 +59,11 @@ def get(name: Name) -> Any:
     return getattr(*lookup.owner_of(name))
 
 
+def read(name: Name, owner: Any) -> Any:
+    """What an object has under a name's last part; None where this vLLM has no such thing."""
+    return getattr(owner, name.attribute.rpartition(".")[2], None)
+
+
 def load(name: Name) -> None:
     """Import a name's module ahead of its use; without it that import only comes later."""
     _findings(name, lookup.fault(name, load=True))

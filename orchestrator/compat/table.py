@@ -39,6 +39,7 @@ class Name:
         purpose: what for, in a few words.
         takes: its parameters as we know them; None where we do not care.
         named: parameters that have to be among them.
+        since: the vLLM that has it first; in an older one nothing is missing.
     """
 
     module: str
@@ -48,11 +49,30 @@ class Name:
     purpose: str
     takes: str | None = None
     named: tuple[str, ...] = ()
+    since: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         if not self.attribute:
             return self.module
         return self.attribute if "." in self.attribute else f"{self.module.rpartition('.')[2]}.{self.attribute}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Words that vLLM logs, and that we read: they are no name, so only `drift.py` can look for them.
+
+    Attributes:
+        text: the part that never changes.
+        features: what needs it.
+        since: the vLLM that says it first.
+    """
+
+    text: str
+    features: tuple[f.Feature, ...]
+    since: tuple[int, int] = (0, 0)
+
+    def __str__(self) -> str:
+        return f'"{self.text}"'
 
 
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
@@ -70,6 +90,12 @@ OP_OVERLOAD = Name("torch._ops", "OpOverload", Use.read, (f.LAYER_INDEX,), "tell
 OP_PACKET = Name("torch._ops", "OpOverloadPacket", Use.read, (f.LAYER_INDEX,), "tell custom ops in a graph")
 OP_SCHEMA = Name("torch._ops", "OpOverload._schema", Use.read, (f.LAYER_INDEX,), "an op's argument names")
 OP_NAME = Name("torch._ops", "OpOverloadPacket._qualified_op_name", Use.read, (f.LAYER_INDEX,), "an op's name")
+PREFILL_CONTEXT = Name("vllm.config", "ParallelConfig.prefill_context_parallel_size", Use.read, (f.LAYER_INDEX,), "left to vLLM")
+HISPARSE = Name("vllm.config", "AttentionConfig.hisparse_config", Use.read, (f.LAYER_INDEX,), "left to vLLM", since=(0, 30))
+PARTITION = Name("vllm.config", "CompilationConfig.use_inductor_graph_partition", Use.read, (f.LAYER_INDEX,), "left to vLLM")
+FUSE_ROPE = Name("vllm.config", "PassConfig.fuse_rope_kvcache", Use.read, (f.LAYER_INDEX,), "a pass that looks for the KV update by its own name, and would not find ours")
+FUSE_NORM_ROPE = Name("vllm.config", "PassConfig.fuse_qk_norm_rope_kvcache", Use.read, (f.LAYER_INDEX,), "the same")
+FUSE_MLA = Name("vllm.config", "PassConfig.fuse_rope_kvcache_cat_mla", Use.read, (f.LAYER_INDEX,), "the same")
 SUBMODULES = Name("torch.nn", "Module._modules", Use.read, (f.LAYER_INDEX,), "a piece's graph, where a compiled backend shadows it")
 PARAMETERS = Name("torch.nn", "Module._parameters", Use.read, (f.TRACE_ONCE,), "is a tensor a parameter or a buffer?")
 AOT_COMPILE = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrapper.aot_compile", Use.patched, (f.TRACE_ONCE,), "make repeated layers regions while a model is traced", "self, ...")
@@ -79,6 +105,8 @@ SERIALIZE = Name("vllm.compilation.caching", "VllmSerializableFunction.serialize
 EXECUTION_CODE = Name("vllm.compilation.caching", "VllmSerializableFunction.execution_code", Use.read, (f.SMALL_ARTIFACTS,), "is the artifact self-contained?")
 GRAPH_MODULE = Name("vllm.compilation.caching", "VllmSerializableFunction.graph_module", Use.set, (f.SMALL_ARTIFACTS,), "the traced graph")
 MEGA_ARTIFACT = Name("vllm.envs", "VLLM_USE_MEGA_AOT_ARTIFACT", Use.read, (f.SMALL_ARTIFACTS,), "are artifacts self-contained?")
+MEGA_BACKEND = Name("vllm.compilation.backends", "VllmBackend.use_mega_artifact", Use.read, (f.SMALL_ARTIFACTS,), "is this one's?", since=(0, 33))
+ALLOWS_AOT = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrapper._allow_aot_compile", Use.read, (f.COMPILE_KEY,), "is a model's module saved at all?", since=(0, 33))
 CPU_CONFIG = Name("vllm.platforms.cpu", "CpuPlatform.check_and_update_config", Use.patched, (f.PIECEWISE,), "restore VLLM_COMPILE, which the CPU platform turns off", "vllm_config")
 FIX_PASS_INIT = Name("vllm.compilation.passes.utility.fix_functionalization", "FixFunctionalizationPass.__init__", Use.patched, (f.PIECEWISE,), "does this pass's engine ask?", "self, config")
 FIX_PASS = Name("vllm.compilation.passes.utility.fix_functionalization", "FixFunctionalizationPass.__call__", Use.patched, (f.PIECEWISE,), "it names CUDA's ops, which a CPU build lacks", "self, graph")
@@ -147,4 +175,14 @@ REPLICA_MODULE = Name("ray.serve._private.replica", "", Use.imported, (f.PRELOAD
 TOKENIZER = Name("tokenizers", "ByteLevelBPETokenizer._tokenizer", Use.read, (f.TINY_MODELS,), "hand a trained tokenizer to transformers")
 # fmt: on
 
+# What vLLM logs: timeline/
+LOADED = Line("Directly load AOT compilation from path", (f.LOG,))
+BEGUN = Line("Starting torch.compile", (f.LOG,), since=(0, 32))
+SAVED = Line("saved AOT compiled function to", (f.LOG,))
+AGAIN = Line("Compiling model again due to a load failure from", (f.LOG,))
+
+# Modules that Ray Serve LLM imports by the name they had before: serve/
+MOVED = {"vllm.entrypoints.launchers.cli_args": "vllm.entrypoints.common.cli_args"}  # 0.33, of Ray 2.60
+
+LINES: tuple[Line, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Line))
 TABLE: tuple[Name, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Name))

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from orchestrator import paths
+from orchestrator.compat import versions
 from orchestrator.config import bounds, extra
 from orchestrator.config.enums import BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
 from orchestrator.config.groups import (
@@ -137,6 +138,12 @@ def load(cfg: Any, search_path: Sequence[str] = ()) -> AppConfig:
             setattr(holder, last, paths.expanded(path))
     bounds.check(app)
     extra.check(app)
+    if app.fast_cold_start and app.engine.kind is EngineKind.vllm and (version := versions.unfit()):
+        raise ConfigError(
+            f"This environment has vLLM {version}, and fast_cold_start works with vLLM {versions.span()}.",
+            where="fast_cold_start",
+            hint="Install one of these, or set fast_cold_start=false.",
+        )
     if app.model.source in (ModelSource.path, ModelSource.hub) and not app.model.id:
         raise ConfigError("model.id is empty.", where="model.id", hint="Give a folder or a hub id.")
     if app.model.source is ModelSource.tiny and "model_type" not in app.model.tiny:

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from orchestrator.compat import PREFIX
+from orchestrator.compat import PREFIX, table
 from orchestrator.timeline.events import Event
 
 _WEIGHTS = re.compile(r"Model loading took|Loading weights took")
 _LOADED = re.compile(r"Directly load AOT compilation from path (.+?),?$")
 _COMPILED = re.compile(r"Starting torch\.compile|torch\.compile and initial profiling")
 _WHOLE = re.compile(r"torch\.compile took ([\d.]+) s in total|run together took ([\d.]+) s")
-_SAVED = re.compile(r"saved AOT compiled function to (.+)$")
-_AGAIN = re.compile(r"Compiling model again due to a load failure from (.+?), reason: (.*)", re.S)
+_SAVED = re.compile(rf"{re.escape(table.SAVED.text)} (.+)$")
+_AGAIN = re.compile(rf"{re.escape(table.AGAIN.text)} (.+?), reason: (.*)", re.S)
 _COLLECTED = re.compile(r"collected artifacts: \d+ entries, (\d+) artifacts, (\d+) bytes total")
 _BLOCKS = re.compile(r"# (?:GPU|CPU) blocks: ([\d,]+)|KV cache size: ([\d,]+) tokens")
 
@@ -60,7 +60,7 @@ def facts(events: Iterable[Event]) -> EngineFacts:
             found.artifacts, found.artifact_bytes = int(match[1]), int(match[2])
         if match := _BLOCKS.search(event.text):
             found.kv_tokens = int((match[1] or match[2]).replace(",", ""))
-        if event.text.startswith("kv_update="):
+        if event.text.startswith(("kv_update=", "trace_once")):
             found.notes.append(event.text)
     return found
 
@@ -73,9 +73,7 @@ def notes(events: Iterable[Event]) -> tuple[str, ...]:
 
 def _compile_cpu(events: Iterable[Event], pid: int) -> float:
     own = [event for event in events if event.pid == pid and event.kind == "log"]
-    begins = [e.cpu for e in own if "Starting torch.compile" in e.text] or [
-        e.cpu for e in own if _WEIGHTS.search(e.text)
-    ]
+    begins = [e.cpu for e in own if table.BEGUN.text in e.text] or [e.cpu for e in own if _WEIGHTS.search(e.text)]
     ends = [event.cpu for event in own if any(p.search(event.text) for p in (_SAVED, _WHOLE, _LOADED))]
     return max(0.0, ends[-1] - begins[0]) if begins and ends else 0.0
 

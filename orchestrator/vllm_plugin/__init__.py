@@ -6,7 +6,6 @@ vLLM calls `register` in every process it starts. Nothing changes for an engine 
 
 from __future__ import annotations
 
-TESTED = "0.32"  # the vLLM whose compiler the plugin reaches into; with any other it refuses
 _registered = False
 
 
@@ -18,7 +17,9 @@ def register() -> None:
     _registered = True
     import vllm
 
-    if vllm.__version__.split(".")[:2] != TESTED.split("."):
+    from orchestrator.compat import versions
+
+    if not versions.supported(vllm.__version__):
         _refuse_when_asked(vllm.__version__)
         return
     from orchestrator.vllm_plugin import cache_key, compiler_hooks, piecewise_cpu, trace_once
@@ -34,15 +35,15 @@ def _refuse_when_asked(version: str) -> None:
     from typing import Any
 
     from orchestrator import compat
-    from orchestrator.compat import table
+    from orchestrator.compat import table, versions
     from orchestrator.vllm_plugin.settings import NAME, kv_update_mode
 
     def refusing(create: Any) -> Any:
         def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
             if kv_update_mode(self) is not None:
                 raise ValueError(
-                    f"orchestrator's kv_update is tested with vLLM {TESTED}, and this is {version}: "
-                    f'install vllm=={TESTED}.0, or remove additional_config["{NAME}"].'
+                    f"orchestrator's kv_update works with vLLM {versions.span()}, and this is {version}: "
+                    f'install one of these, or remove additional_config["{NAME}"].'
                 )
             return create(self, *args, **kwargs)
 

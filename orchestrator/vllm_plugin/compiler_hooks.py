@@ -19,7 +19,7 @@ from orchestrator.vllm_plugin.settings import kv_update_mode, logger
 _compiling: ContextVar[Any] = ContextVar("orchestrator_compiling", default=None)  # the VllmConfig being compiled
 
 # Passes that look for the KV update by its own name and fuse it with RoPE: they would not find ours.
-_KV_FUSIONS = ("fuse_rope_kvcache", "fuse_qk_norm_rope_kvcache", "fuse_rope_kvcache_cat_mla")
+_KV_FUSIONS = (table.FUSE_ROPE, table.FUSE_NORM_ROPE, table.FUSE_MLA)
 
 
 def install() -> None:
@@ -77,7 +77,9 @@ def _without_graph(compiled: Any) -> Any:
     backend = compiled.vllm_backend
     if backend is None or kv_update_mode(backend.vllm_config) is None or not compat.on(features.SMALL_ARTIFACTS):
         return compiled
-    if not compat.get(table.MEGA_ARTIFACT) or compiled.execution_code is None:
+    whole = compat.read(table.MEGA_BACKEND, backend)
+    whole = compat.get(table.MEGA_ARTIFACT) if whole is None else whole  # before 0.33 all backends are alike
+    if not whole or compiled.execution_code is None:
         return compiled
     lean = object.__new__(type(compiled))
     lean.__dict__.update(compiled.__dict__, graph_module=fx.GraphModule(nn.Module(), fx.Graph()))
@@ -112,14 +114,14 @@ def _require_supported(mode: str) -> None:
         raise CannotRewrite("; ".join(line for line in compat.notes() if line.startswith(features.LAYER_INDEX.name)))
     config = _compiling.get()
     compilation = config.compilation_config
-    if config.parallel_config.prefill_context_parallel_size > 1:
+    if compat.read(table.PREFILL_CONTEXT, config.parallel_config) > 1:
         raise CannotRewrite("prefill context parallelism updates by each batch's counts, which CUDA graphs freeze")
-    if config.attention_config.hisparse_config is not None:
+    if compat.read(table.HISPARSE, config.attention_config) is not None:
         raise CannotRewrite("HiSparse updates by each batch's rows, which CUDA graphs freeze")
-    if compilation.use_inductor_graph_partition:
+    if compat.read(table.PARTITION, compilation):
         raise CannotRewrite("Inductor partitions the graph, so there is no stitching code between layers")
     for fusion in _KV_FUSIONS:
-        if getattr(compilation.pass_config, fusion, False):
-            raise CannotRewrite(f"{fusion} resolves layer names on its own")
+        if compat.read(fusion, compilation.pass_config):
+            raise CannotRewrite(f"{fusion.attribute.rpartition('.')[2]} resolves layer names on its own")
     if mode == "layer_name" and not compat.get(table.USE_LAYERNAME):
         raise CannotRewrite("LayerName needs torch 2.11 or newer and VLLM_USE_LAYERNAME=1")

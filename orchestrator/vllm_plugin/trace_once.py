@@ -24,7 +24,7 @@ from torch import fx, nn
 from orchestrator import compat
 from orchestrator.compat import features, table
 from orchestrator.vllm_plugin.layer_equivalence import alike
-from orchestrator.vllm_plugin.settings import logger, trace_once
+from orchestrator.vllm_plugin.settings import kv_update_mode, logger, trace_once
 
 _FEWEST = 3  # a first layer often differs from the second, so only the third is sure to be stamped out
 # The model whose layers are being traced as regions, and their kinds, until its graph is flat and checked.
@@ -43,6 +43,8 @@ def install() -> None:
 
 def _once(original: Any) -> Any:
     def aot_compile(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kv_update_mode(self.vllm_config) is not None and not compat.of_this_vllm(table.BEGUN):
+            logger.info(table.BEGUN.text)  # receipts ask for it, of every rank
         return _traced(self, lambda: original(self, *args, **kwargs))
 
     return aot_compile

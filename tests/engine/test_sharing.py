@@ -39,7 +39,7 @@ def check_replicas(folder: Path) -> None:
     assert (first["engine"]["loaded"], first["engine"]["compiled"]) == (0, 1)
     assert (second["engine"]["loaded"], second["engine"]["compiled"]) == (1, 0)
     assert second["engine"]["kv_tokens"] == first["engine"]["kv_tokens"] > 0
-    assert first["engine"]["notes"] == ["kv_update=layer_index: 3 KV updates stay in compiled pieces."]
+    assert "kv_update=layer_index: 3 KV updates stay in compiled pieces." in first["engine"]["notes"]
     for replica in (first, second):
         whole = sum(phase["seconds"] for phase in replica["phases"])
         assert abs(whole - replica["first_token_s"]) <= 0.05 * replica["first_token_s"]

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator import compat, timeline
-from orchestrator.compat import features, lookup, patching, table
+from orchestrator.compat import features, lookup, moved, patching, table
 from orchestrator.compat.__main__ import markdown
 from orchestrator.compat.table import Name, Use
 from orchestrator.report import page, tables
@@ -34,6 +34,10 @@ def noted(monkeypatch) -> list[str]:
     monkeypatch.setattr(patching, "_notes", lines)
     monkeypatch.setattr(lookup, "originals", {})
     return lines
+
+
+class Compiled:
+    """A compiled function that vLLM saves."""
 
 
 class Original:
@@ -260,6 +264,65 @@ def test_every_hook_of_the_compiler_does_what_vllm_does_unless_asked() -> None:
         (("split",), {}),
         ((model, 1), {"more": 2}),
     ]
+
+
+def test_an_artifact_is_small_where_its_backend_makes_self_contained_ones() -> None:
+    pytest.importorskip("vllm.envs")
+    from orchestrator.vllm_plugin import compiler_hooks
+
+    asked = types.SimpleNamespace(additional_config={"orchestrator": {"kv_update": "split"}})
+    whole = types.SimpleNamespace(vllm_config=asked)  # before 0.33, where vLLM's environment says it for all
+    for backend, small in (
+        (whole, bool(compat.get(table.MEGA_ARTIFACT))),
+        (types.SimpleNamespace(vllm_config=asked, use_mega_artifact=True), True),
+        (types.SimpleNamespace(vllm_config=asked, use_mega_artifact=False), False),
+    ):
+        compiled = Compiled()
+        compiled.vllm_backend, compiled.execution_code, compiled.graph_module = backend, "code", "the graph"
+        assert (compiler_hooks._without_graph(compiled) is not compiled) is small
+        assert compiled.graph_module == "the graph"
+
+
+def test_a_compile_begins_by_our_word_where_vllm_has_none(monkeypatch) -> None:
+    """Receipts ask whether a compile began; vLLM says so since 0.32."""
+    pytest.importorskip("torch")
+    from orchestrator.vllm_plugin import trace_once
+
+    begun = "Starting torch.compile"
+    assert timeline.facts([timeline.Event(1.0, "log", begun)]).compiled == 1
+    told: list[str] = []
+    monkeypatch.setattr(trace_once.logger, "info", told.append)
+    vllm = types.ModuleType("vllm")
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    asked = {"orchestrator": {"kv_update": "split", "trace_once": False}}
+    for version, settings, said in (("0.31.0", asked, [begun]), ("0.31.0", {}, []), ("0.32.0", asked, [])):
+        vllm.__version__ = version
+        told.clear()
+        model = types.SimpleNamespace(vllm_config=types.SimpleNamespace(additional_config=settings))
+        assert trace_once._once(lambda self: "compiled")(model) == "compiled"
+        assert told == said
+
+
+def test_a_module_that_moved_is_found_by_its_old_name_and_only_where_that_is_gone(monkeypatch) -> None:
+    now, package = types.ModuleType("vllm.now"), types.ModuleType("vllm")
+    now.Thing, package.__path__ = Original, []
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    for module in (now, package):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(moved, "MOVED", {"vllm.before": "vllm.now", "json": "vllm.now", "vllm.never": "vllm.lost"})
+    with pytest.raises(ModuleNotFoundError, match=r"vllm\.before"):
+        importlib.import_module("vllm.before")
+    for _ in range(2):
+        compat.follow()
+    before = importlib.import_module("vllm.before")
+    assert before.Thing is Original
+    assert before.__name__ == "vllm.before"
+    assert now.__spec__ is None
+    monkeypatch.delitem(sys.modules, "json")
+    assert importlib.import_module("json").__name__ == "json"
+    with pytest.raises(ModuleNotFoundError, match=r"vllm\.lost"):
+        importlib.import_module("vllm.never")
+    del sys.modules["vllm.before"]
 
 
 # What only compat may do. What an object of theirs holds is read where it is used, and has to be in the table.

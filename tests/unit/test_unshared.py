@@ -13,9 +13,10 @@ from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.timeline import EngineFacts, EventLog
 
 
-def config(mode: int = 3, backend: str = "inductor", **inductor: Any) -> Any:
+def config(mode: int = 3, backend: str = "inductor", transformers: bool = False, **inductor: Any) -> Any:
     compilation = SimpleNamespace(mode=mode, backend=backend, inductor_compile_config=inductor)
-    return SimpleNamespace(compilation_config=compilation)
+    model = SimpleNamespace(using_transformers_backend=lambda: transformers)
+    return SimpleNamespace(compilation_config=compilation, model_config=model)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,18 @@ def test_only_engines_that_save_graphs_share_them(made: Any, environment: dict, 
     assert found.unshared.startswith(reason)
     assert bool(found.unshared) == bool(reason)
     assert dict(found.factors) == ({} if reason else {"vllm": "0.32"})
+
+
+@pytest.mark.parametrize(("version", "shared"), [("0.32.0", True), ("0.33.0", False)])
+def test_since_033_models_that_run_through_transformers_save_no_graphs(version: str, shared: bool, monkeypatch) -> None:
+    vllm = pytest.importorskip("vllm")
+    pytest.importorskip("vllm.compilation.compiler_interface")
+    from orchestrator.engine.vllm import engine
+
+    monkeypatch.setattr(vllm, "__version__", version)
+    reason = "this vLLM saves no graphs of models that run through Transformers"
+    assert engine.why_unshared(config(transformers=True)) == ("" if shared else reason)
+    assert engine.why_unshared(config()) == ""
 
 
 def test_the_registry_is_not_asked_and_the_receipt_says_why(tmp_path: Path) -> None:

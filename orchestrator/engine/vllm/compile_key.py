@@ -53,6 +53,8 @@ def why_unshared(vllm_config: Any) -> str:
         return "VLLM_USE_AOT_COMPILE is off"
     if envs.VLLM_BATCH_INVARIANT and not current_platform.is_cpu():
         return "VLLM_BATCH_INVARIANT switches ahead-of-time compile off in the workers"
+    if compat.of_this_vllm(table.ALLOWS_AOT) and vllm_config.model_config.using_transformers_backend():
+        return "this vLLM saves no graphs of models that run through Transformers"
     return ""
 
 
