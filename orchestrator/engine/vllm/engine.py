@@ -158,8 +158,8 @@ def why_unshared(vllm_config: Any) -> str:
 def compile_factors(vllm_config: Any) -> dict[str, str]:
     """vLLM's own cache-key factors (`aot_compile_hash_factors`) and what they leave out.
 
-    Left out by vLLM and added here: the model class, this plugin's code, Python, the CPU's instruction set or the GPU,
-    and the shape of the parallel group.
+    Left out by vLLM and added here: the model class, this plugin's code, FlashInfer, Python, the CPU's instruction set
+    or the GPU, and the shape of the parallel group.
 
     Raises:
         compat.Gone: vLLM has no such function any more.
@@ -183,12 +183,27 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
         "vllm": vllm.__version__,
         "torch": torch.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),
+        "flashinfer": _flashinfer(),
         "plugin": key.source_digest(Path(vllm_plugin.__file__).parent),
         "device": f"{current_platform.device_type} {current_platform.get_device_name()} {capability}",
         "cpu": key.cpu_instruction_set(model=current_platform.is_cpu()),
         "parallel": f"tp={parallel.tensor_parallel_size} pp={parallel.pipeline_parallel_size} "
         f"dp={parallel.data_parallel_size}",
     }
+
+
+def _flashinfer() -> str:
+    """The versions of FlashInfer and its kernels, and whether vLLM would use them: custom ops of its lie in graphs."""
+    from importlib import metadata
+
+    from vllm.utils.flashinfer import has_flashinfer
+
+    names = ("flashinfer-python", "flashinfer-cubin", "flashinfer-jit-cache")
+    versions = []
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
+    return ", ".join([*versions, "used" if has_flashinfer() else "not used"])
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -10,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import ray
 
 from orchestrator import compat, timeline
 from orchestrator.engine.contract import EngineSpec
@@ -35,29 +35,29 @@ class Supervisor:
         self._reaper: psutil.Process | None = None
         self._remove = remove
         self._segments: set[Path] = set()
+        self.logging_file = ""  # of vLLM's logging configuration, once entered
         self._deadline = float("inf")
         self._failed_at: float | None = None
         self._overdue_at: float | None = None
 
     def enter(self) -> None:
         """Set the environment that vLLM and its processes are to see."""
-        logging_file = Path(self.spec.scratch) / "logging.json"
-        logging_file.write_text(json.dumps(timeline.vllm_logging_config(self.spec.events_file)))
+        self.logging_file = timeline.write_logging_config(self.spec.events_file)
         os.environ.update(self.spec.env)
+        if not (self.spec.cpu or self.spec.stock):
+            _share_kernels(Path(self.spec.cache_root))
+        if ray.is_initialized():  # EngineCore joins it, with vLLM's Ray executor; without an address it starts another
+            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         os.environ.update(
             {
                 reaper.MARKER: self._marker,
                 "VLLM_CACHE_ROOT": self.spec.cache_root,
-                "VLLM_LOGGING_CONFIG_PATH": str(logging_file),
+                "VLLM_LOGGING_CONFIG_PATH": self.logging_file,
+                "VLLM_CONFIGURE_LOGGING": "1",
             }
         )
         if len(self.spec.scratch) < _LONGEST_FOLDER:  # vLLM leaves its sockets behind
             os.environ["VLLM_RPC_BASE_PATH"] = self.spec.scratch
-        if not (self.spec.cpu or self.spec.stock):
-            # Triton's own default, said aloud: else an engine that compiles keeps its kernels in its own cache root,
-            # and the next one, which does not, makes those of vLLM's model runner again (20 s)
-            home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
-            os.environ.setdefault("TRITON_CACHE_DIR", f"{home}/.triton/cache")
         if self.spec.cpu:
             _bind_threads(int(self.spec.args.get("tensor_parallel_size", 1)))
 
@@ -139,6 +139,31 @@ class Supervisor:
             with suppress(psutil.NoSuchProcess):
                 self._reaper.terminate()  # last, for this process may be cut short at its exit
             self._reaper = None
+
+
+def vllms_own_cache() -> Path:
+    """vLLM's own cache folder, as vLLM finds it; it is not imported yet."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "vllm")
+    return Path(os.environ.get("VLLM_CACHE_ROOT", default)).expanduser()
+
+
+def _share_kernels(root: Path) -> None:
+    """Let a GPU's engines keep what is no part of a bundle where stock vLLM has it, for all of the node.
+
+    In a cache root of an engine's own it would be made again at each start: Triton's kernels of vLLM's model runner
+    (20 s), DeepGEMM's, what FlashInfer has tuned, and what vLLM knows of model classes.
+
+    Args:
+        root: what becomes VLLM_CACHE_ROOT; the environment still has the node's.
+    """
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    node = vllms_own_cache()
+    os.environ.setdefault("TRITON_CACHE_DIR", f"{home}/.triton/cache")
+    os.environ.setdefault("DG_JIT_CACHE_DIR", f"{node}/deep_gemm")
+    for name in ("modelinfos", "flashinfer_autotune_cache"):  # the latter's variable would lack FlashInfer's version
+        with suppress(OSError):  # no home that one may write to
+            (node / name).mkdir(parents=True, exist_ok=True)
+            (root / name).symlink_to(node / name)
 
 
 def _bind_threads(size: int) -> None:
