@@ -55,9 +55,12 @@ class Others:
 
     asked: list[str] = field(default_factory=list)
 
-    def install(self, key: str) -> list[bool]:
-        self.asked.append("install")
-        return [True]
+    def prepare(self, key: str) -> list[bool]:
+        self.asked.append("prepare")
+        return [bool(key)]
+
+    def read_events(self) -> None:
+        self.asked.append("read_events")
 
     def gather(self, key: str) -> None:
         self.asked.append("gather")
@@ -125,8 +128,9 @@ POINTS = (
     Point("factors", "after", outcome=Outcome.failed, reason="no compile key: Planted", fails_in=("fleet",)),
     Point("restore", "before", outcome=Outcome.failed, reason="Planted"),
     Point("restore", "after", outcome=Outcome.failed, reason="Planted"),
-    Point("install", "before", outcome=Outcome.hit, reason="did not reach the other nodes: Planted", restored=True),
-    Point("install", "after", outcome=Outcome.hit, reason="did not reach the other nodes: Planted", restored=True),
+    Point("prepare", "before", reason="the other nodes are not ready: Planted"),
+    Point("prepare", "before", outcome=Outcome.hit, reason="the other nodes are not ready: Planted", restored=True),
+    Point("prepare", "after", outcome=Outcome.hit, reason="the other nodes are not ready: Planted", restored=True),
     Point("begin", "before", fails=True),
     Point("begin", "after", fails=True),
     Point("build", "before", fails=True),
@@ -134,6 +138,8 @@ POINTS = (
     Point("started", "before"),
     Point("started", "after"),
     Point("token", "before", fails=True),
+    Point("read_events", "before", reason="not published: Planted"),
+    Point("read_events", "after", reason="not published: Planted"),
     Point("gather", "before", reason="not published: Planted"),
     Point("gather", "after", reason="not published: Planted"),
     Point("publish", "before", reason="not published: Planted"),

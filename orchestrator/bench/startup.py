@@ -96,7 +96,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
             cell = deepcopy(app)
             cell.graph_cache.store = f"{app.graph_cache.store}/{turn}"
             cell.graph_cache.node_folder = f"{app.graph_cache.node_folder}/{turn}-{i}"
-            with _own_triton_cache(), run.session(cell, say) as session:
+            with _own_kernels(), run.session(cell, say) as session:
                 for way in ways:
                     if way.prefetch:
                         _make_ready(cell)
@@ -128,16 +128,19 @@ def _start(session: run.Session, app: AppConfig, way: Way) -> tuple[StartReport,
 
 
 @contextmanager
-def _own_triton_cache() -> Iterator[None]:
-    """What Triton has made for a node's earlier engines, stock or ours, is gone too (for a local Ray)."""
-    before = {name: os.environ.pop(name, None) for name in ("TRITON_HOME", "TRITON_CACHE_DIR")}
-    with tempfile.TemporaryDirectory(prefix="orchestrator-triton-") as folder:
-        os.environ["TRITON_HOME"] = folder
+def _own_kernels() -> Iterator[None]:
+    """What a node's earlier engines have made beside graphs, stock or ours, is gone too (for a local Ray)."""
+    names = ("TRITON_HOME", "TRITON_CACHE_DIR", "DG_JIT_CACHE_DIR", "VLLM_CACHE_ROOT")
+    before = {name: os.environ.pop(name, None) for name in names}
+    with tempfile.TemporaryDirectory(prefix="orchestrator-kernels-") as folder:
+        os.environ.update({"TRITON_HOME": folder, "VLLM_CACHE_ROOT": f"{folder}/vllm"})
         try:
             yield
         finally:
-            os.environ.pop("TRITON_HOME")
-            os.environ.update({name: value for name, value in before.items() if value is not None})
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def _make_ready(app: AppConfig) -> None:

@@ -88,31 +88,32 @@ class FakeEngine:
             in_bundle = [PlacementGroupSchedulingStrategy(get_current_placement_group(), i) for i in bundles]
             task = ray.remote(_rank)
             calls = [task.options(num_cpus=0, scheduling_strategy=s) for s in in_bundle]
-            ranks = [call.remote(self.spec.cache_root, i, content, compile_s, mib) for i, call in enumerate(calls)]
-            said = await asyncio.gather(*ranks)
+            await asyncio.gather(*(call.remote(self.spec, i, content, compile_s, mib) for i, call in enumerate(calls)))
         else:
-            said = [await asyncio.to_thread(_rank, self.spec.cache_root, 0, content, compile_s, mib)]
-        for line in (line for lines in said for line in lines):
-            self._log(line)
-
-    def _log(self, text: str) -> None:
-        self.events.write(timeline.Event(time.monotonic(), "log", text, "fake"))
+            await asyncio.to_thread(_rank, self.spec, 0, content, compile_s, mib)
 
     def _failure(self, cause: str) -> EngineStartError:
         text = f"{self.spec.replica}: the engine did not start: {cause}"
         return EngineStartError(text, replica=self.spec.replica, phase="start", cause=cause)
 
 
-def _rank(cache_root: str, rank: int, content: str, compile_s: float, mib: int) -> list[str]:
-    """Load this rank's artifact or write it; returns what vLLM would log."""
-    artifact = Path(cache_root) / "torch_compile_cache" / "torch_aot_compile" / "fake" / f"rank_{rank}_0" / "model"
+def _rank(spec: EngineSpec, rank: int, content: str, compile_s: float, mib: int) -> None:
+    """Load this rank's artifact or write it, and log on this node what vLLM would."""
+    events = timeline.EventLog(spec.events_file)
+
+    def log(text: str) -> None:
+        events.write(timeline.Event(time.monotonic(), "log", text, "fake", pid=os.getpid()))
+
+    artifact = Path(spec.cache_root) / "torch_compile_cache" / "torch_aot_compile" / "fake" / f"rank_{rank}_0" / "model"
     if artifact.is_file() and artifact.read_text() == content:
-        return [f"Directly load AOT compilation from path {artifact}"]
-    again = f"Compiling model again due to a load failure from {artifact}, reason: not this code"
-    said = [again] if artifact.is_file() else []
+        log(f"Directly load AOT compilation from path {artifact}")
+        return
+    if artifact.is_file():
+        log(f"Compiling model again due to a load failure from {artifact}, reason: not this code")
+    log("Starting torch.compile")
     time.sleep(compile_s)
     artifact.parent.mkdir(parents=True, exist_ok=True)
     artifact.write_text(content)
     if mib:
         artifact.with_name("kernels.so").write_bytes(os.urandom(mib << 20))
-    return [*said, "Starting torch.compile", f"saved AOT compiled function to {artifact}"]
+    log(f"saved AOT compiled function to {artifact}")

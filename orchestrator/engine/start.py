@@ -44,11 +44,17 @@ class GraphCache(Protocol):
 class OtherNodes(Protocol):
     """The other nodes of a replica that does not fit one; see fleet/multi_node.py."""
 
-    def install(self, key: str) -> list[bool]:
-        """Install a key's graphs there."""
+    def prepare(self, key: str) -> list[bool]:
+        """Make the replica's folder there, with what vLLM's ranks look for in it, and a key's graphs; "": none."""
+
+    def read_events(self) -> None:
+        """Fetch what vLLM said there, into the replica's events."""
 
     def gather(self, key: str) -> None:
         """Fetch what was compiled there."""
+
+    def clean(self) -> None:
+        """Remove the replica's folder there."""
 
 
 class Processes(Protocol):
@@ -114,24 +120,17 @@ class Start:
         except BaseException:
             with suppress(Exception):
                 self._cache.abandon(self.receipt)
+            self.end()
             raise
 
     def restore(self, compile_key: Callable[[], CompileKey]) -> bool:
         """Install the graphs for a compile key; are they there now? Does not raise, whatever `compile_key` does."""
-        try:
-            known = compile_key()
-        except Exception as error:  # a replica without a GPU of its own cannot ask for its capability
-            self.receipt = Receipt(Outcome.failed, f"no compile key: {one_line(error)}")
-            return False
-        try:
-            self.receipt = self._cache.restore(known.factors, self._root, known.unshared)
-        except Exception as error:
-            self.receipt = Receipt(Outcome.failed, one_line(error))
-        if self._others and self.receipt.restored:
+        self.receipt = self._restored(compile_key)
+        if self._others:
             try:
-                self._others.install(self.receipt.key)
-            except Exception as error:  # ranks there compile
-                self._note(f"graphs did not reach the other nodes: {one_line(error)}")
+                self._others.prepare(self.receipt.key if self.receipt.restored else "")
+            except Exception as error:  # ranks there compile, or fail and say so
+                self._note(f"the other nodes are not ready: {one_line(error)}")
         return self.receipt.restored
 
     def first_token(self) -> None:
@@ -157,9 +156,27 @@ class Start:
         facts = timeline.facts(events)
         return StartReport(self.replica, until - self._began, receipt, facts, phases, os.getpid(), now - until)
 
-    def _publish(self) -> None:
-        facts = self._facts()
+    def end(self) -> None:
+        """The engine has ended, or was none: nothing of it stays on other nodes."""
+        if self._others:
+            with suppress(Exception):  # a node is gone
+                self._others.clean()
+
+    def _restored(self, compile_key: Callable[[], CompileKey]) -> Receipt:
         try:
+            known = compile_key()
+        except Exception as error:  # a replica without a GPU of its own cannot ask for its capability
+            return Receipt(Outcome.failed, f"no compile key: {one_line(error)}")
+        try:
+            return self._cache.restore(known.factors, self._root, known.unshared)
+        except Exception as error:
+            return Receipt(Outcome.failed, one_line(error))
+
+    def _publish(self) -> None:
+        try:
+            if self._others:
+                self._others.read_events()
+            facts = timeline.facts(self._events.read())
             if self._others and facts.compiled:
                 self._others.gather(self.receipt.key)
             self.receipt = self._cache.publish(self.receipt, facts, self._root)
@@ -167,9 +184,6 @@ class Start:
             with suppress(Exception):
                 self._cache.abandon(self.receipt)
             self._note(f"not published: {one_line(error)}")
-
-    def _facts(self) -> timeline.EngineFacts:
-        return timeline.facts(self._events.read())
 
     def _note(self, reason: str) -> None:
         self.receipt = replace(self.receipt, reason="; ".join(filter(None, [self.receipt.reason, reason])))

@@ -53,9 +53,9 @@ class Replica:
         self._began, self._requests = began, 0
         self._events = timeline.EventLog(plan.spec.events_file)
         self._engine: Engine = create(plan.kind, plan.spec)
-        self._others = MultiNode(cache, root) if len(plan.bundles) > 1 else None
+        others = MultiNode(cache, root, self._events) if len(plan.bundles) > 1 else None
         client = GraphCacheClient(cache, plan.name, self._events)
-        self._start = Start(plan.name, client, self._events, root, began=began, others=self._others)
+        self._start = Start(plan.name, client, self._events, root, began=began, others=others)
 
     async def start(self) -> StartReport:
         """Start, and answer a probe of one token.
@@ -110,7 +110,6 @@ class Replica:
     async def stop(self) -> None:
         """Stop the engine and remove the replica's folder."""
         await self._engine.stop()
-        if self._others:
-            await asyncio.to_thread(self._others.clean)
+        await asyncio.to_thread(self._start.end)
         await asyncio.to_thread(reaper.remove_folder, Path(self.plan.spec.scratch))
         reaper.over(self._reaper)

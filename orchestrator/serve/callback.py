@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -19,8 +18,9 @@ from orchestrator.engine.arguments import additional_config
 from orchestrator.engine.start import Start
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context, serve_hook
-from orchestrator.engine.vllm.supervisor import Supervisor
+from orchestrator.engine.vllm.supervisor import Supervisor, vllms_own_cache
 from orchestrator.errors import ConfigError
+from orchestrator.fleet.multi_node import MultiNode
 from orchestrator.fleet.plan import engine_spec
 from orchestrator.graph_cache.client import GraphCacheClient
 from orchestrator.graph_cache.settings import cache_settings
@@ -104,8 +104,9 @@ class ReplicaStart:
             forked=start.preload and fork_context.available(),
         )
         self._supervisor = Supervisor(spec, remove=str(scratch))
-        cache = GraphCacheClient(cache_settings(app, share=share), self.name, self._supervisor.events)
-        self._start = Start(self.name, cache, self._supervisor.events, root, began=_launched())
+        events, settings = self._supervisor.events, cache_settings(app, share=share)
+        cache, others = GraphCacheClient(settings, self.name, events), MultiNode(settings, root, events)
+        self._start = Start(self.name, cache, events, root, began=_launched(), others=others)
 
     def enter(self) -> None:
         """Prepare this process for vLLM."""
@@ -137,12 +138,6 @@ def _configuration(settings: Mapping[str, Any], model_id: str) -> config.AppConf
 def _replica_name() -> str:
     replica = serve.get_replica_context().replica_id
     return f"{replica.deployment_id.name}#{replica.unique_id}".replace("/", "-")
-
-
-def vllms_own_cache() -> Path:
-    """vLLM's own cache folder, as vLLM finds it; it is not imported yet."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "vllm")
-    return Path(os.environ.get("VLLM_CACHE_ROOT", default)).expanduser()
 
 
 def _launched() -> float:

@@ -3,7 +3,7 @@
 from orchestrator.timeline.events import Event, EventLog
 from orchestrator.timeline.facts import EngineFacts, facts, notes, root_cause
 from orchestrator.timeline.phases import COMPILE_PHASES, Phase, phases
-from orchestrator.timeline.vllm_log import vllm_logging_config
+from orchestrator.timeline.vllm_log import vllm_logging_config, write_logging_config
 
 __all__ = [
     "COMPILE_PHASES",
@@ -16,4 +16,5 @@ __all__ = [
     "phases",
     "root_cause",
     "vllm_logging_config",
+    "write_logging_config",
 ]

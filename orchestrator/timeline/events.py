@@ -14,7 +14,8 @@ from pathlib import Path
 class Event:
     """One thing that happened: a kind, the text, and the process it happened in.
 
-    `t` is in seconds of the node's monotonic clock, which all of its processes share, and which nobody sets.
+    `t` is in seconds of the node's monotonic clock, which all of its processes share, and which nobody sets. `node` is
+    the Ray id of another node that it happened on: the replica's own clock knows nothing of that one's.
     """
 
     t: float
@@ -24,6 +25,7 @@ class Event:
     detail: str = ""
     pid: int = 0
     cpu: float = 0.0  # seconds of CPU that the process, and those it waited for (compilers), had used by then
+    node: str = ""
 
 
 class EventLog:
@@ -50,12 +52,12 @@ class EventLog:
         self.write(Event(time.monotonic() if t is None else t, "mark", phase))
 
     def read(self) -> list[Event]:
-        """All events so far, by time; a line that was cut short (being written, or no room left) is left out."""
+        """All events so far: this node's by time, then others'. A line that was cut short (no room) is left out."""
         try:
             lines = self.file.read_text(errors="replace").splitlines()
         except OSError:
             return []
-        return sorted((event for line in lines if (event := _parsed(line))), key=lambda event: event.t)
+        return sorted((event for line in lines if (event := _parsed(line))), key=lambda event: (event.node, event.t))
 
 
 def _parsed(line: str) -> Event | None:

@@ -44,7 +44,7 @@ def facts(events: Iterable[Event]) -> EngineFacts:
     """What vLLM said about its graphs: the only source of a receipt's truth."""
     found = EngineFacts()
     events = list(events)
-    found.compile_cpu_s = sum(_compile_cpu(events, pid) for pid in {event.pid for event in events})
+    found.compile_cpu_s = sum(_compile_cpu(events, *process) for process in {(e.node, e.pid) for e in events})
     for event in events:
         if event.kind != "log":
             continue
@@ -71,8 +71,8 @@ def notes(events: Iterable[Event]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _compile_cpu(events: Iterable[Event], pid: int) -> float:
-    own = [event for event in events if event.pid == pid and event.kind == "log"]
+def _compile_cpu(events: Iterable[Event], node: str, pid: int) -> float:
+    own = [event for event in events if (event.node, event.pid, event.kind) == (node, pid, "log")]
     begins = [e.cpu for e in own if table.BEGUN.text in e.text] or [e.cpu for e in own if _WEIGHTS.search(e.text)]
     ends = [event.cpu for event in own if any(p.search(event.text) for p in (_SAVED, _WHOLE, _LOADED))]
     return max(0.0, ends[-1] - begins[0]) if begins and ends else 0.0

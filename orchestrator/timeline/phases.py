@@ -40,10 +40,11 @@ def phases(events: Iterable[Event], start: float) -> list[Phase]:
     """Cut a start into phases: each mark ends one, and the lengths add up to the last mark minus `start`.
 
     Args:
-        events: a replica's events, by time.
+        events: a replica's events, by time; those of other nodes have another clock, and are left out.
         start: when the start began, by the node's monotonic clock.
     """
-    ends = [(event.t, name) for event in events if (name := phase_end(event)) is not None and event.t >= start]
+    here = [event for event in events if not event.node and event.t >= start]
+    ends = [(event.t, name) for event in here if (name := phase_end(event)) is not None]
     cut: list[Phase] = []
     previous = start
     for t, name in ends:

@@ -6,9 +6,11 @@ vLLM loads this first thing in each of its processes: it imports the standard li
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from orchestrator.timeline.events import Event, EventLog
@@ -29,8 +31,9 @@ class VllmLogHandler(logging.Handler):
             text = record.getMessage()
             process = str(getattr(record, "vllm_process_name", record.processName))
             detail = ""
-            if record.exc_info and record.exc_info[1] is not None:
-                detail = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+            if record.exc_info and (error := record.exc_info[1]) is not None:
+                error = getattr(error, "cause", None) or error  # Ray wraps what another node raised, and its traceback
+                detail = f"{type(error).__name__}: {error}"
             kind = "error" if record.levelno >= logging.ERROR else "log"
             cpu = sum(os.times()[:4])
             event = Event(time.monotonic(), kind, text, process, detail, record.process or 0, cpu)
@@ -38,6 +41,13 @@ class VllmLogHandler(logging.Handler):
                 self._log.write(event)
         except Exception:
             self.handleError(record)
+
+
+def write_logging_config(events_file: str) -> str:
+    """Write that configuration beside a replica's events, on each node that has ranks of it; returns the file."""
+    file = Path(events_file).with_name("logging.json")
+    file.write_text(json.dumps(vllm_logging_config(events_file)))
+    return str(file)
 
 
 def vllm_logging_config(events_file: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _READY_S = 180.0  # for the zygote's imports on a slow disk
+_ANSWER_S = 10.0  # for one that forks right now
 _MOST = 4  # zygotes of one raylet: each holds half a gigabyte
 # Libraries read these once, when they are loaded or imported, which the zygote has done for all its forks...
 _AT_IMPORT = (
@@ -52,8 +53,9 @@ def main() -> None:
 
 
 def address(preload: str, raylet: int) -> Path:
-    """Where a zygote listens: one for each user, raylet, interpreter, version of our code, preload module, and
-    environment as far as libraries read it at import.
+    """Where a zygote listens: one for each user, raylet, job, interpreter, version of our code, preload module, and
+    environment as far as libraries read it at import. Ray's library is one of these: it reads the job's id so, and a
+    worker with another job's would never get a task.
 
     Raises:
         PermissionError: the folder belongs to another user, who could pose as our zygote.
@@ -67,7 +69,8 @@ def address(preload: str, raylet: int) -> Path:
     with suppress(OSError):  # when the raylet started, for its process id comes again
         preload += Path(f"/proc/{raylet}/stat").read_text().rpartition(")")[2].split()[19]
     read = {n: v for n, v in os.environ.items() if n.startswith(_AT_IMPORT) and n not in _PER_WORKER}
-    facts = [preload, sys.executable, str(_PACKAGE), newest, sorted(read.items())]
+    job = os.environ.get("RAY_JOB_ID", "")
+    facts = [preload, sys.executable, str(_PACKAGE), newest, job, sorted(read.items())]
     return folder / f"{raylet}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.sock"
 
 
@@ -109,7 +112,9 @@ def _connect(path: Path, preload: str, raylet: int) -> socket.socket:
                 connection.connect(short)
                 return connection
             if _others(folder, path) >= _MOST:
-                raise OSError(f"the node has {_MOST} zygotes already, for other environments")
+                _others(folder, path, end_idle=True)  # of jobs that are over, most likely
+            if _others(folder, path) >= _MOST:
+                raise OSError(f"the node has {_MOST} zygotes already, for other environments and jobs")
             path.unlink(missing_ok=True)
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(short)
@@ -121,16 +126,25 @@ def _connect(path: Path, preload: str, raylet: int) -> socket.socket:
     return connection
 
 
-def _others(folder: int, path: Path) -> int:
-    """How many zygotes of the same raylet listen in the folder; whatever else is there was left behind."""
+def _others(folder: int, path: Path, *, end_idle: bool = False) -> int:
+    """How many zygotes of the same raylet listen in the folder; whatever else is there was left behind.
+
+    Args:
+        folder: where they are, open.
+        path: its own socket's.
+        end_idle: those that have no forks are to end.
+    """
     found = 0
     for other in path.parent.glob(f"{path.name.partition('-')[0]}-*.sock"):
         with socket.socket(socket.AF_UNIX) as probe:
             probe.setblocking(False)
-            found += probe.connect_ex(f"/proc/self/fd/{folder}/{other.name}") in (
-                0,
-                errno.EAGAIN,
-            )  # or its queue is full
+            answer = probe.connect_ex(f"/proc/self/fd/{folder}/{other.name}")
+            found += answer in (0, errno.EAGAIN)  # or its queue is full
+            if end_idle and answer == 0:
+                probe.settimeout(_ANSWER_S)
+                with suppress(OSError):
+                    probe.sendall(LENGTH.pack(0))
+                    probe.recv(1)  # it has hung up: it does not listen any more, or has forks
     return found
 
 

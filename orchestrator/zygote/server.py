@@ -44,11 +44,12 @@ class Zygote:
 
     Args:
         listener: where clients connect.
+        path: the listener's file.
         raylet: process id of the raylet; the loop ends with it.
     """
 
-    def __init__(self, listener: socket.socket, raylet: int) -> None:
-        self._listener = listener
+    def __init__(self, listener: socket.socket, path: Path, raylet: int) -> None:
+        self._listener, self._path = listener, path
         self._raylet = os.pidfd_open(raylet)
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
@@ -57,19 +58,23 @@ class Zygote:
         self._clients: dict[socket.socket, int] = {}  # client -> pid
 
     def serve(self) -> Request | None:
-        """Returns in every fork, with what it is to run; and in the zygote once its raylet has ended, with None."""
-        while True:
+        """Returns in every fork, with what it is to run; and in the zygote, with None, once its raylet has ended or a
+        client that needs room found it idle."""
+        while self._listener.fileno() >= 0:
             for ready, _ in self._selector.select():
                 source: Any = ready.fileobj
                 if source is self._listener:
                     if (request := self._accept()) is not None:
                         return request
                 elif source == self._raylet:
+                    for left in (self._path, self._path.with_suffix(".lock")):
+                        left.unlink(missing_ok=True)
                     return None
                 elif isinstance(source, socket.socket):
                     self._heard(source)
                 else:
                     self._ended(source)
+        return None
 
     def _accept(self) -> Request | None:
         """Fork for a client; None in the zygote."""
@@ -77,7 +82,11 @@ class Zygote:
         try:
             client.settimeout(10.0)
             request = _received(client)
-            if request is None:
+            if request is None or not request.command:
+                if request is not None and not self._forks:
+                    self._path.unlink(missing_ok=True)  # first: what listens there from now on is another one
+                    self._selector.unregister(self._listener)
+                    self._listener.close()
                 client.close()
                 return None
             client.settimeout(None)
@@ -147,7 +156,7 @@ def run(request: Request, preload: Any) -> None:
 
 
 def _received(client: socket.socket) -> Request | None:
-    """A client's request; None where nobody waits for it any more.
+    """A client's request, without a command if it only wants idle zygotes to end; None where nobody waits for it.
 
     Raises:
         ValueError: it is no request.
@@ -156,6 +165,8 @@ def _received(client: socket.socket) -> Request | None:
     if len(head) < LENGTH.size:
         return None
     left, parts = LENGTH.unpack(head)[0], []
+    if left == 0:
+        return Request([], {}, "", list(streams))
     while left:
         part = client.recv(min(left, 1 << 16))
         if not part:
@@ -194,13 +205,11 @@ def main() -> None:
     except SystemExit as refusal:
         path.with_suffix(REFUSED).write_text(str(refusal))  # or each later client would wait for the same
         raise
-    zygote = Zygote(listener, raylet)
+    zygote = Zygote(listener, path, raylet)
     gc.collect()
     gc.freeze()  # the garbage collector does not touch, and so does not copy, what forks share
     request = zygote.serve()
     if request is None:
-        for left in (path, path.with_suffix(".lock")):
-            left.unlink(missing_ok=True)
         os._exit(0)  # at once: whoever ended the raylet looks for what is left
     run(request, preload)
 

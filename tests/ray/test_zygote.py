@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 from functools import partial
 from typing import Any
@@ -18,6 +20,7 @@ import ray
 from orchestrator import zygote
 from orchestrator.zygote import client
 from tests.footprint import line, processes
+from tests.unit.commands import ROOT
 from tests.waiting import HANG_S, wait_for
 
 PRELOAD = "tests.ray.light_zygote_imports"
@@ -87,6 +90,22 @@ def test_a_killed_zygote_takes_nobody_along_and_is_replaced(local_ray: None) -> 
     assert facts(old)["pid"] == before["pid"]
 
 
+def test_each_job_of_a_cluster_has_forks(local_ray: None) -> None:
+    """Ray's library keeps the id of the job that it was loaded for: a fork of another job's would get no task, ever."""
+    here = facts(forked().remote())
+    program = (
+        "import json, ray; from tests.ray import test_zygote as t; "
+        f"ray.init({ray.get_runtime_context().gcs_address!r}, log_to_driver=False); "
+        "print(json.dumps(t.facts(t.forked().remote())))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=2 * HANG_S, check=False
+    )
+    there = json.loads(done.stdout.splitlines()[-1])
+    assert there["born"], done.stderr
+    assert there["parent"] != here["parent"]
+
+
 def test_a_start_that_is_cancelled_half_way_leaves_no_fork(local_ray: None) -> None:
     before = {process.pid for process in processes(client.__file__)}
     born = facts(actor := forked().remote())
@@ -127,6 +146,7 @@ def test_it_ends_with_its_raylet(local_ray: None, shared_ray) -> None:
         ("PYTHONHASHSEED", True),
         ("GOMP_CPU_AFFINITY", False),
         ("CUDA_VISIBLE_DEVICES", False),
+        ("RAY_JOB_ID", True),
         ("HF_HUB_OFFLINE", False),
         ("OMP_NUM_THREADS", False),
     ],
@@ -140,6 +160,7 @@ def test_what_libraries_read_at_import_has_a_zygote_of_its_own(variable: str, an
 
 def test_environments_beyond_a_nodes_zygotes_get_an_ordinary_python(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(client.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(client, "_ANSWER_S", 0.01)  # those here never answer
     listening: list[socket.socket] = []
     monkeypatch.setattr(client, "_start", lambda listener, *_: listening.append(listener.dup()))
 
@@ -150,7 +171,7 @@ def test_environments_beyond_a_nodes_zygotes_get_an_ordinary_python(tmp_path, mo
     for i in range(client._MOST):
         connect(str(i), 1)
     connect("0", 1)
-    with pytest.raises(OSError, match=f"the node has {client._MOST} zygotes already, for other environments"):
+    with pytest.raises(OSError, match=f"the node has {client._MOST} zygotes already, for other environments and jobs"):
         connect("another", 1)
     connect("another", 2)
     assert len(listening) == client._MOST + 1

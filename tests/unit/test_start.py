@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import ray
 
 from orchestrator import timeline
 from orchestrator.config import EngineKind
@@ -71,10 +75,10 @@ class PlainLLM:
 
     made: ClassVar[list[PlainLLM]] = []
 
-    def __init__(self, config: timeline.EventLog) -> None:
-        self.running = False
+    def __init__(self, config: SimpleNamespace) -> None:
+        self.running, self.config = False, config
         PlainLLM.made.append(self)
-        self.compile(config)
+        self.compile(config.events)
         self.running = True
 
     def compile(self, events: timeline.EventLog) -> None:
@@ -111,7 +115,10 @@ class ServeHost:
         return step_of(self, step, own)
 
     def start(self) -> StartReport:
-        self.llm = serve_hook.hosting(PlainLLM, self.supervisor, self._start)(self.events)
+        # as Ray makes it for GPUs, in a process of its own: nothing in it knows of our log
+        logging = SimpleNamespace(pylogging_config_file=None, configure_logging=False)
+        config = SimpleNamespace(events=self.events, logging_config=logging)
+        self.llm = serve_hook.hosting(PlainLLM, self.supervisor, self._start)(config)
         self._start.first_token()
         return self._start.report()
 
@@ -149,6 +156,46 @@ def test_a_cache_that_cannot_even_be_told_leaves_the_error_as_it_is(tmp_path: Pa
     monkeypatch.setattr(host.supervisor, "phase", lambda: 1 / 0)
     with pytest.raises(EngineStartError, match="the engine did not start"):
         host.start()
+
+
+def test_an_engine_logs_where_we_listen_wherever_its_configuration_was_made(tmp_path: Path, monkeypatch) -> None:
+    """Else a start on GPUs in Ray Serve compiles, saves and fails unseen: nothing is published."""
+    host = ServeHost(tmp_path, monkeypatch)
+    host.supervisor.logging_file = "/scratch/logging.json"
+    host.start()
+    (llm,) = PlainLLM.made
+    assert vars(llm.config.logging_config) == {
+        "pylogging_config_file": "/scratch/logging.json",
+        "configure_logging": True,
+    }
+    host.stop()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_stays_on_other_nodes(fails: bool, tmp_path: Path, monkeypatch) -> None:
+    for host in (FleetHost(tmp_path / "fleet", monkeypatch), ServeHost(tmp_path, monkeypatch)):
+        if fails:
+            monkeypatch.setattr(*host.target("build"), lambda *_: 1 / 0)
+            with pytest.raises(EngineStartError):
+                host.start()
+        else:
+            host.start()
+            assert host.others.asked == ["prepare", "read_events", "gather"]
+            host.stop()
+        assert host.others.asked[-1] == "clean"
+
+
+def test_vllm_is_told_which_ray_it_is_in(tmp_path: Path, monkeypatch) -> None:
+    """Its own EngineCore process would start another cluster: vLLM tells it only where it spawns by its own means."""
+    told = dict(os.environ)
+    monkeypatch.setattr(os, "environ", told)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    supervisor = Supervisor(spec(tmp_path))
+    Path(supervisor.spec.scratch).mkdir()
+    supervisor.enter()
+    assert told["RAY_ADDRESS"] == "10.0.0.1:6379"
+    assert json.loads(Path(told["VLLM_LOGGING_CONFIG_PATH"]).read_text())["handlers"]["events"]
 
 
 def test_publishing_that_takes_long_does_not_keep_a_replica(tmp_path: Path, monkeypatch) -> None:

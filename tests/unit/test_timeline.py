@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator import timeline
 from orchestrator.timeline import Event, EventLog
+from orchestrator.timeline.vllm_log import VllmLogHandler
 
 
 @given(st.lists(st.tuples(st.floats(0, 1000), st.sampled_from("abc")), min_size=1, max_size=30))
@@ -67,3 +68,23 @@ def test_a_half_written_line_is_left_for_later(tmp_path: Path) -> None:
     with log.file.open("a") as stream:
         stream.write('{"t": 1')
     assert [e.text for e in log.read()] == ["import"]
+
+
+def test_another_nodes_events_count_for_facts_and_not_for_phases() -> None:
+    """Its clock began on another day."""
+    loaded = "Directly load AOT compilation from path /c/rank_{}_0/model"
+    own = [Event(1.0, "log", loaded.format(0)), Event(2.0, "mark", "handshake")]
+    far = [Event(1e6, "log", loaded.format(1), node="b"), Event(1e6, "error", "", detail="ValueError: b", node="b")]
+    assert timeline.facts(own + far).loaded == 2
+    assert timeline.root_cause(own + far) == "ValueError: b"
+    assert timeline.phases(own + far, 0.0) == timeline.phases(own, 0.0)
+
+
+def test_what_another_node_raised_is_told_without_rays_wrapping(tmp_path: Path) -> None:
+    handler = VllmLogHandler(str(tmp_path / "events.jsonl"))
+    wrapped = RuntimeError("ray::RayWorkerProc.initialize_worker() and a traceback of thirty lines")
+    wrapped.cause = ValueError("out of memory")  # as Ray's RayTaskError
+    record = logging.LogRecord("vllm", logging.ERROR, "", 0, "EngineCore failed", None, (None, wrapped, None))
+    handler.emit(record)
+    (event,) = EventLog(tmp_path / "events.jsonl").read()
+    assert event.detail == "ValueError: out of memory"

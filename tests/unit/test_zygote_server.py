@@ -61,6 +61,29 @@ def test_humming_starts_none_in_a_zygote(tmp_path: Path, raylet) -> None:
     assert not path.exists()
 
 
+def test_room_is_made_by_those_without_forks(tmp_path: Path, raylet, monkeypatch) -> None:
+    """Each job of a cluster has a zygote of its own, and nobody tells them that a job is over."""
+    script = tmp_path / "worker.py"
+    script.write_text("import time; time.sleep(600)")
+    idle, busy, mine = (tmp_path / f"{raylet.pid}-{name}.sock" for name in "abc")
+    ends, stays = started(idle, raylet.pid), started(busy, raylet.pid)
+    monkeypatch.setenv("RAY_RAYLET_PID", str(raylet.pid))
+    monkeypatch.setattr(client, "address", lambda *_: busy)
+    fork = client._forked(THREADED, [str(script)])
+    assert fork is not None
+    folder = os.open(tmp_path, os.O_PATH)
+    assert client._others(folder, mine) == 2
+    client._others(folder, mine, end_idle=True)
+    assert client._others(folder, mine) == 1
+    assert ends.wait(HANG_S) == 0
+    assert not idle.exists()
+    assert stays.poll() is None
+    os.close(folder)
+    raylet.kill()
+    fork.close()
+    assert stays.wait(HANG_S) == 0
+
+
 @pytest.mark.parametrize(("name", "minds"), [("jemalloc_bg_thd", False), ("cuda00001800007", False), ("worker", True)])
 def test_threads_that_do_not_mind_a_fork_are_none(name: str, minds: bool) -> None:
     """An H200's driver and Ray's jemalloc have one each, and forks beside them were sound."""

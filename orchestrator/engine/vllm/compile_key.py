@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -61,8 +62,8 @@ def why_unshared(vllm_config: Any) -> str:
 def compile_factors(vllm_config: Any) -> dict[str, str]:
     """vLLM's own cache-key factors (`aot_compile_hash_factors`) and what they leave out.
 
-    Left out by vLLM and added here: the model class, this plugin's code, Python, the CPU's instruction set or the GPU,
-    and the shape of the parallel group. vLLM's are digests; what went into each stands beside it under its own name
+    Left out by vLLM and added here: the model class, this plugin's code, FlashInfer, Python, the CPU's instruction set
+    or the GPU, and the shape of the parallel group. vLLM's are digests; what went into each stands beside it under its own name
     (`vllm env VLLM_…`, `vllm config cache_config.block_size`, `model quantize_config.json`), so that two keys can say
     what sets them apart.
 
@@ -95,6 +96,7 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
         "vllm": vllm.__version__,
         "torch": torch.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),
+        "flashinfer": _flashinfer(),
         "device": f"{current_platform.device_type} {current_platform.get_device_name()} {capability}",
         "parallel": f"tp={parallel.tensor_parallel_size} pp={parallel.pipeline_parallel_size} "
         f"dp={parallel.data_parallel_size}",
@@ -104,6 +106,17 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
         for found in inductor:  # system, torch's sources, Inductor's settings, AOTAutograd's settings
             factors |= _named("inductor", found if isinstance(found, dict) else {"torch sources": found})
     return factors
+
+
+def _flashinfer() -> str:
+    """The versions of FlashInfer and its kernels, and whether vLLM would use them: custom ops of its lie in graphs."""
+    from vllm.utils.flashinfer import has_flashinfer
+
+    versions = []
+    for name in ("flashinfer-python", "flashinfer-cubin", "flashinfer-jit-cache"):
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
+    return ", ".join([*versions, "used" if has_flashinfer() else "not used"])
 
 
 def _content(model: Any) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import ray
 
 from orchestrator import compat, paths, timeline
 from orchestrator.cluster import machine
@@ -34,6 +36,7 @@ class Supervisor:
         self._reaper: reaper.Process | None = None
         self._remove = remove
         self._segments: set[Path] = set()
+        self.logging_file = ""  # of vLLM's logging configuration, once entered
         self._deadline = float("inf")
         self._failed_at: float | None = None
         self._overdue_at: float | None = None
@@ -41,25 +44,24 @@ class Supervisor:
     def enter(self) -> None:
         """Set the environment that vLLM and its processes are to see. From here on nothing outlives this process."""
         self._watch()
-        logging_file = Path(self.spec.scratch) / "logging.json"
-        logging_file.write_text(json.dumps(timeline.vllm_logging_config(self.spec.events_file)))
         taken = [name for name in _LOGGING if os.environ.pop(name, None)]
         self._said = f"{' and '.join(taken)} gave way to our own, which reads vLLM's log" if taken else ""
+        self.logging_file = timeline.write_logging_config(self.spec.events_file)
         os.environ.update(self.spec.env)
+        if not (self.spec.cpu or self.spec.stock):
+            _share_kernels(Path(self.spec.cache_root))
+        if ray.is_initialized():  # EngineCore joins it, with vLLM's Ray executor; without an address it starts another
+            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         os.environ.update(
             {
                 reaper.MARKER: self._marker,
                 "VLLM_CACHE_ROOT": self.spec.cache_root,
-                "VLLM_LOGGING_CONFIG_PATH": str(logging_file),
+                "VLLM_LOGGING_CONFIG_PATH": self.logging_file,
+                "VLLM_CONFIGURE_LOGGING": "1",
             }
         )
         # vLLM leaves its sockets behind: there they go with the replica
         os.environ["VLLM_RPC_BASE_PATH"] = str(Path(paths.for_socket(f"{self.spec.scratch}/{'-' * _NAME}")).parent)
-        if not (self.spec.cpu or self.spec.stock):
-            # Triton's own default, said aloud: else an engine that compiles keeps its kernels in its own cache root,
-            # and the next one, which does not, makes those of vLLM's model runner again (20 s)
-            home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
-            os.environ.setdefault("TRITON_CACHE_DIR", f"{home}/.triton/cache")
         if self.spec.cpu:
             _bind_threads(int(self.spec.args.get("tensor_parallel_size", 1)))
 
@@ -146,6 +148,31 @@ class Supervisor:
     def _watch(self) -> None:
         if self._reaper is None:
             self._reaper = reaper.start_reaper(self._marker, self._remove)
+
+
+def vllms_own_cache() -> Path:
+    """vLLM's own cache folder, as vLLM finds it; it is not imported yet."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "vllm")
+    return Path(os.environ.get("VLLM_CACHE_ROOT", default)).expanduser()
+
+
+def _share_kernels(root: Path) -> None:
+    """Let a GPU's engines keep what is no part of a bundle where stock vLLM has it, for all of the node.
+
+    In a cache root of an engine's own it would be made again at each start: Triton's kernels of vLLM's model runner
+    (20 s), DeepGEMM's, what FlashInfer has tuned, and what vLLM knows of model classes.
+
+    Args:
+        root: what becomes VLLM_CACHE_ROOT; the environment still has the node's.
+    """
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    node = vllms_own_cache()
+    os.environ.setdefault("TRITON_CACHE_DIR", f"{home}/.triton/cache")
+    os.environ.setdefault("DG_JIT_CACHE_DIR", f"{node}/deep_gemm")
+    for name in ("modelinfos", "flashinfer_autotune_cache"):  # the latter's variable would lack FlashInfer's version
+        with suppress(OSError):  # no home that one may write to
+            (node / name).mkdir(parents=True, exist_ok=True)
+            (root / name).symlink_to(node / name)
 
 
 def _bind_threads(size: int) -> None:
