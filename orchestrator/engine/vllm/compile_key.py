@@ -63,9 +63,9 @@ def compile_factors(vllm_config: Any) -> dict[str, str]:
     """vLLM's own cache-key factors (`aot_compile_hash_factors`) and what they leave out.
 
     Left out by vLLM and added here: the model class, this plugin's code, FlashInfer, Python, the CPU's instruction set
-    or the GPU, and the shape of the parallel group. vLLM's are digests; what went into each stands beside it under its own name
-    (`vllm env VLLM_…`, `vllm config cache_config.block_size`, `model quantize_config.json`), so that two keys can say
-    what sets them apart.
+    or the GPU, and the shape of the parallel group. vLLM's are digests; what went into each stands beside it under its
+    own name (`vllm env VLLM_…`, `vllm config cache_config.block_size`, `model quantize_config.json`), so that two keys
+    can say what sets them apart.
 
     Raises:
         compat.Gone: vLLM has no such function any more.
