@@ -76,20 +76,21 @@ def _importers() -> list[Path]:
 def _gone(file: Path, sources: Sources) -> Iterator[str]:
     """What a module imports of vLLM, or reads from what it imports, and is gone."""
     tree = ast.parse(file.read_text())
-    wanted: dict[str, tuple[str, str]] = {}  # by the name that it is bound to
+    bound: list[tuple[str, str, str]] = []  # name in the file, module, attribute
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            wanted |= {alias.name: (alias.name, "") for alias in node.names}
+            bound += [(alias.name, alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            wanted |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
-    wanted = {bound: one for bound, one in wanted.items() if one[0].partition(".")[0] == "vllm"}
+            bound += [(alias.asname or alias.name, node.module, alias.name) for alias in node.names]
+    bound = [one for one in bound if one[1].partition(".")[0] == "vllm"]
+    names = {name: (module, attribute) for name, module, attribute in bound}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and (path := ast.unparse(node.value)) in wanted:
-            module, attribute = wanted[path]
+        if isinstance(node, ast.Attribute) and (path := ast.unparse(node.value)) in names:
+            module, attribute = names[path]
             kinds = [type(found) for _, found in sources.find(module, attribute)] if attribute else [ast.Module]
             if {ast.Module, ast.ClassDef} & {*kinds}:
-                wanted[f"{path}.{node.attr}"] = module, f"{attribute}.{node.attr}".lstrip(".")
-    for module, attribute in dict.fromkeys(wanted.values()):
+                names[f"{path}.{node.attr}"] = module, f"{attribute}.{node.attr}".lstrip(".")
+    for module, attribute in dict.fromkeys([*(one[1:] for one in bound), *names.values()]):
         there = module if sources.tree(module) else MOVED.get(module, module)
         if sources.tree(there) is None or (attribute and not sources.find(there, attribute)):
             yield f"{module}.{attribute}".rstrip(".")

@@ -121,7 +121,7 @@ def test_what_moved_is_listed_with_where_it_may_be(tree: Path, monkeypatch, tmp_
     ours = [
         "from vllm.home import Here, lost", "from vllm import there, old", "from vllm.old_there import went, never",
         "import vllm.home", "there.went, there.lost", "vllm.home.twice, vllm.home.gone", "Here.of_class, Here.gone",
-        "from ray import gone",
+        "from ray import gone", "from vllm.lost import one as same", "from vllm.home import twice as same",
     ]  # fmt: skip
     monkeypatch.setattr(drift, "TABLE", table)
     monkeypatch.setattr(drift, "LINES", (*said, Line("nor this, yet", (FEATURE,), since=(0, 33))))
@@ -139,6 +139,7 @@ def test_what_moved_is_listed_with_where_it_may_be(tree: Path, monkeypatch, tmp_
         "orchestrator/a.py imports vllm.home.lost, which is gone",
         "orchestrator/a.py imports vllm.old, which is gone",
         "orchestrator/a.py imports vllm.old_there.never, which is gone",
+        "orchestrator/a.py imports vllm.lost.one, which is gone",
         "orchestrator/a.py imports vllm.there.lost, which is gone",
         "orchestrator/a.py imports vllm.home.gone, which is gone",
         "orchestrator/a.py imports vllm.home.Here.gone, which is gone",
