@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,11 +111,12 @@ def _batch(app: AppConfig, folder: Path, progress: Progress) -> Done:
     from orchestrator.report import write
     from orchestrator.runs.batch import job
 
-    with tempfile.TemporaryDirectory(prefix="orchestrator-batch-") as place:
+    with ExitStack() as stack:
 
         def earlier(names: list[str]) -> Iterator[Path]:
             from orchestrator.cli import upload
 
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-batch-"))
             return upload.earlier(app.upload or "", folder, job.MARK, names, Path(place))
 
         result = job.execute(app, progress.say, progress.bar, folder, earlier if app.upload else None)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from orchestrator import paths
 from orchestrator.compat import versions
 from orchestrator.config import bounds, extra
-from orchestrator.config.enums import BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
+from orchestrator.config.enums import BatchEngine, BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
 from orchestrator.config.groups import (
     BatchConfig,
     BenchConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "CONF",
     "AppConfig",
     "BatchConfig",
+    "BatchEngine",
     "BenchConfig",
     "BenchKind",
     "ClusterConfig",

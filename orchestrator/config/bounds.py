@@ -39,6 +39,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bench.cores_per_node": (lambda v: v >= 1, "at least 1"),
     "bench.boot_s": (lambda v: v >= 0, "at least 0 seconds"),
     "batch.concurrency": (lambda v: v >= 1, "at least 1"),
+    "batch.workers": (lambda v: v >= 1, "at least 1"),
     "batch.retries": (lambda v: v >= 0, "at least 0"),
     "batch.timeout_s": (lambda v: v > 0, "above 0 seconds"),
     "sweep.retries": (lambda v: v >= 0, "at least 0"),

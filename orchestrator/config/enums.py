@@ -44,6 +44,13 @@ class ClusterKind(Enum):
     existing = "existing"
 
 
+class BatchEngine(Enum):
+    """Who asks a service a batch's requests: the driver, or actors of a Ray Data pipeline."""
+
+    serve = "serve"
+    ray_data = "ray_data"
+
+
 class BenchKind(Enum):
     """Which benchmark `jobs/bench.py` runs."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from orchestrator.config.enums import BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
+from orchestrator.config.enums import BatchEngine, BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
 
 
 @dataclass
@@ -136,8 +136,10 @@ class BenchConfig:
 class BatchConfig:
     """What `jobs/batch.py` asks, and where the answers go."""
 
-    input: str = ""  # JSONL in OpenAI's batch format
-    output: str = ""  # empty: beside the input, as NAME.answers.jsonl
+    input: str = ""  # JSONL in OpenAI's batch format; with engine=ray_data Parquet too, and any number of files
+    output: str = ""  # empty: beside the input, as NAME.answers.jsonl; with engine=ray_data the folder NAME.answers
+    engine: BatchEngine = BatchEngine.serve
+    workers: int = 1  # with engine=ray_data: actors that ask, each `concurrency` at a time
     errors: str = ""  # a file of its own for requests that failed; empty: they are in the output
     url: str | None = None  # of a service that runs, its key in OPENAI_API_KEY; None: start one for the batch
     model: str | None = None  # asked of every request, whatever its line names

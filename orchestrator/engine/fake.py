@@ -22,6 +22,8 @@ from orchestrator import timeline
 from orchestrator.engine.contract import Chunk, CompileKey, EngineSpec, Sampling
 from orchestrator.errors import EngineDeadError, EngineStartError
 
+TOKENS = 16  # of an answer, where a request does not say
+
 
 class FakeEngine:
     """Deterministic answers, no processes."""
@@ -63,8 +65,8 @@ class FakeEngine:
         """Answer with tokens that depend on the prompt alone."""
         for i in range(sampling.max_tokens):
             await self.check_health()
-            token = int.from_bytes(hashlib.sha256(f"{prompt}{i}".encode()).digest()[:2], "big")
-            yield Chunk((token,), f" {token}", "length" if i == sampling.max_tokens - 1 else None)
+            number = token(prompt, i)
+            yield Chunk((number,), f" {number}", "length" if i == sampling.max_tokens - 1 else None)
             await asyncio.sleep(0)
 
     async def check_health(self) -> None:
@@ -95,6 +97,11 @@ class FakeEngine:
     def _failure(self, cause: str) -> EngineStartError:
         text = f"{self.spec.replica}: the engine did not start: {cause}"
         return EngineStartError(text, replica=self.spec.replica, phase="start", cause=cause)
+
+
+def token(prompt: str, number: int) -> int:
+    """The token of that number in the answer to a prompt."""
+    return int.from_bytes(hashlib.sha256(f"{prompt}{number}".encode()).digest()[:2], "big")
 
 
 def _rank(spec: EngineSpec, rank: int, content: str, compile_s: float, mib: int) -> None:

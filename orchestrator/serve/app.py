@@ -15,7 +15,7 @@ from orchestrator import compat, config, models, zygote
 from orchestrator.cluster import shape as shapes
 from orchestrator.cluster.shape import ClusterShape, rank_resources
 from orchestrator.compat import table
-from orchestrator.config import AppConfig, sources
+from orchestrator.config import AppConfig, EngineKind, sources
 from orchestrator.engine.arguments import engine_args
 from orchestrator.errors import ConfigError
 from orchestrator.fleet import plan
@@ -24,6 +24,7 @@ from orchestrator.progress import Say
 from orchestrator.serve import front, ingress
 from orchestrator.serve.auth import read_keys
 from orchestrator.serve.callback import SECTIONS
+from orchestrator.serve.fake_server import FakeServer
 from orchestrator.serve.server import Server
 from orchestrator.serve.warm_ahead import Ahead
 
@@ -137,7 +138,10 @@ def llm_config(app: AppConfig, folder: str) -> LLMConfig:
     engine, served = app.engine, app.serve
     arguments = {name: value for name, value in engine_args(app).items() if name != "served_model_name"}
     ours: dict[str, Any] = {}
-    if app.fast_cold_start:
+    if engine.kind is EngineKind.fake:
+        ours["server_cls"] = FakeServer
+        ours["experimental_configs"] = {name: arguments.pop(name) for name in engine.extra}  # not vLLM's: Ray looks
+    elif app.fast_cold_start:
         plain = OmegaConf.to_container(OmegaConf.structured(app), resolve=True, enum_to_str=True)
         settings = {name: plain[name] for name in SECTIONS}  # type: ignore[index, call-overload]
         ours["server_cls"] = Server

@@ -8,10 +8,13 @@ import ipaddress
 import json
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -425,3 +428,30 @@ def test_the_table_has_a_verdict_for_every_status() -> None:
             verdict = of_answer(status, body)
             assert verdict is not Verdict.final or body is not None
     assert set(Verdict) == set(TABLE.values())
+
+
+def test_a_service_of_our_own_is_on_loopback_and_gets_its_key_and_model(
+    app: AppConfig, url: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[AppConfig] = []
+
+    @contextmanager
+    def serving(app: AppConfig, say: object) -> Iterator[SimpleNamespace]:
+        begun.append(app)
+        yield SimpleNamespace(address=url, models=("smollm2_135m",))
+
+    monkeypatch.setitem(sys.modules, "orchestrator.serve.launch", SimpleNamespace(serving=serving))
+    monkeypatch.setenv("http_proxy", NOWHERE)
+    monkeypatch.setenv("OPENAI_API_KEY", "of another service")
+    (tmp_path / "keys").write_text("\n sk-ours \nsk-other\n")
+    (tmp_path / "in.jsonl").write_text(line("a") + line("b", model="smollm2_135m"))
+    mine = deepcopy(app)
+    mine.batch = BatchConfig(f"{tmp_path}/in.jsonl")
+    mine.serve.host, mine.serve.api_keys_file = "0.0.0.0", f"{tmp_path}/keys"
+    assert execute(mine, lambda who, what: None, lambda *part: None).ok
+    assert [cell.serve.host for cell in begun] == ["127.0.0.1"]
+    assert {(key, body["model"]) for _, key, body in Service.seen} == {("Bearer sk-ours", "smollm2_135m")}
+    (tmp_path / "in.jsonl").write_text(line("a") + line("b", model="gpt-4o-mini"))
+    with pytest.raises(ConfigError, match="line 2: model 'gpt-4o-mini' is not served; smollm2_135m is"):
+        execute(mine, lambda who, what: None, lambda *part: None)
+    assert len(begun) == 1

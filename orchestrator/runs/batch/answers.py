@@ -77,7 +77,7 @@ class _File:
         self._file.seek(0)
         whole, line = 0, b"\n"
         for number, line in enumerate(self._file, 1):
-            known = _answer(line)
+            known = read_line(line)
             if known is not None:
                 self.done[known[0]] = known[1]
             elif line.strip() and (line.endswith(b"\n") or not _BEGIN.startswith(line[: len(_BEGIN)])):
@@ -129,7 +129,7 @@ class Output:
         """Append what another output has of these ids, and this one has not."""
         with path.open("rb") as lines:
             for line in lines:
-                known = _answer(line)
+                known = read_line(line)
                 if known is not None and known[0] in ids and known[0] not in self.done:
                     self._add(*known, line.rstrip())
 
@@ -139,16 +139,20 @@ class Output:
         Raises:
             OrchestratorError: it cannot be written.
         """
-        name = f"{_ID}{uuid.uuid4().hex}"
-        response = {"status_code": status, "request_id": name, "body": body}
-        line = json.dumps({"id": name, "custom_id": custom_id, "response": response, "error": None})
-        self._add(custom_id, status, line.encode())
+        self._add(custom_id, status, as_line(custom_id, status, body).encode())
 
     def _add(self, custom_id: str, status: int, line: bytes) -> None:
         self._files[-1 if status >= 400 else 0].add(custom_id, status, line)
 
 
-def _answer(line: bytes) -> tuple[str, int] | None:
+def as_line(custom_id: str, status: int, body: Any) -> str:
+    """An answer as OpenAI's batch format has it."""
+    name = f"{_ID}{uuid.uuid4().hex}"
+    response = {"status_code": status, "request_id": name, "body": body}
+    return json.dumps({"id": name, "custom_id": custom_id, "response": response, "error": None})
+
+
+def read_line(line: bytes) -> tuple[str, int] | None:
     """The custom_id and the status in a line of ours; None: it is no such line."""
     try:
         found = json.loads(line)

@@ -10,21 +10,19 @@ import asyncio
 import hashlib
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import AppConfig, BatchConfig, sources
+from orchestrator.config import AppConfig, BatchConfig, BatchEngine
 from orchestrator.errors import ConfigError, ServeError
 from orchestrator.progress import Bar, Say
-from orchestrator.runs.batch.address import key_of_environment
 from orchestrator.runs.batch.answers import Output
 from orchestrator.runs.batch.client import Client
 from orchestrator.runs.batch.requests import Request, check, requests
+from orchestrator.runs.batch.service import served, service
 
 Earlier = Callable[[list[str]], Iterable[Path]]  # names of files -> copies of them
 MARK = "batch.json"  # in a job's folder: of which input the answers are
@@ -92,7 +90,9 @@ def execute(
         OrchestratorError: the service did not come up, takes no requests of ours, or is gone.
     """
     settings = app.batch
-    ids = check(settings.input, () if settings.url else _names(app), settings.model)
+    if settings.engine is BatchEngine.ray_data:
+        return _on_a_cluster(app, say)
+    ids = check(settings.input, served(app), settings.model)
     paths = files(settings)
     for setting, path in (("batch.output", paths[0]), ("batch.errors", paths[-1])):
         if Path(path).resolve() == Path(settings.input).resolve():
@@ -113,19 +113,29 @@ def execute(
         asked = _Asked(settings, output, len(ids), bar)
         if before < len(ids):
             say("batch", f"{len(ids) - before} of {len(ids)} requests to ask")
-            with ExitStack() as stack:
-                if settings.url:
-                    client, model = Client(settings, settings.url, key_of_environment(), say), settings.model
-                else:
-                    from orchestrator.serve.launch import serving  # vLLM and Ray; a service elsewhere needs neither
-
-                    service = stack.enter_context(serving(_for_us_alone(app), say))
-                    client = Client(settings, service.address, _own_key(app), say)
-                    model = settings.model or service.models[0]
-                asyncio.run(asked.all(client, model))
+            with service(app, say) as target:
+                asyncio.run(asked.all(Client(settings, target.url, target.key, say), target.model))
         answered = sum(status < 400 for status in output.done.values())
     failed = len(output.done) - answered
     return BatchResult(paths[0], len(ids), answered, failed, before, asked.tokens, asked.seconds, asked.trouble)
+
+
+def _on_a_cluster(app: AppConfig, say: Say) -> BatchResult:
+    from orchestrator.cluster import connect
+    from orchestrator.runs.batch import dataset
+
+    settings = app.batch
+    if not settings.input or settings.errors:
+        where = "batch.errors" if settings.errors else "batch.input"
+        raise ConfigError(
+            f"{where}={getattr(settings, where[6:])!r} does not go with batch.engine=ray_data.", where=where
+        )
+    output = settings.output or f"{settings.input.rstrip('/').removesuffix('.jsonl').removesuffix('.parquet')}.answers"
+    with ExitStack() as stack:
+        if settings.url:
+            stack.enter_context(connect.connected(app.cluster, say))
+        target = stack.enter_context(service(app, say))
+        return BatchResult(output, *dataset.answer(settings, output, target, say))
 
 
 def files(settings: BatchConfig) -> list[str]:
@@ -195,25 +205,3 @@ def _tokens(body: dict[str, Any]) -> int:
     usage = body.get("usage")
     found = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return found if isinstance(found, int) else 0
-
-
-def _names(app: AppConfig) -> list[str]:
-    """What a service of our own will answer to."""
-    return [sources.model(name, app.search_path).name for name in app.serve.models] or [app.model.name]
-
-
-def _for_us_alone(app: AppConfig) -> AppConfig:
-    from orchestrator.cluster.ray_start import free_ports
-
-    cell = deepcopy(app)
-    cell.serve.host = "127.0.0.1"
-    (cell.serve.port,) = free_ports(1)  # not one that the system may give to a connection meanwhile
-    cell.serve.name = f"batch-{uuid.uuid4().hex[:12]}"  # a guest, where others serve
-    cell.serve.route_prefix = f"/{cell.serve.name}"
-    return cell
-
-
-def _own_key(app: AppConfig) -> str:
-    """One that a service of our own will take."""
-    file = app.serve.api_keys_file
-    return next(key for line in Path(file).read_text().splitlines() if (key := line.strip())) if file else ""

@@ -99,7 +99,7 @@ def _request(path: str, number: int, line: bytes) -> Request:
         where = ".".join(map(str, first["loc"]))
         _wrong(path, number, f"{first['msg']}{f' at {where}' if where else ''}")
     except json.JSONDecodeError as error:
-        _wrong(path, number, f"Invalid JSON: {error.msg} at column {error.colno}")
+        _wrong(path, number, f"Invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except RecursionError:
         _wrong(path, number, "Invalid JSON: nested too deeply")
     except ValueError as error:  # not UTF-8, or a number or text that JSON has not

@@ -1,0 +1,53 @@
+"""A replica without vLLM's engine, behind the real ingress: for tests, and for trying a service or a batch out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from ray.serve.llm.deployment import LLMServer
+from ray.serve.llm.openai_api_models import ChatCompletionResponse, CompletionResponse
+
+from orchestrator.engine import fake
+
+
+class FakeServer(LLMServer):
+    """Answers at once, with tokens that depend on the prompt alone; it does not stream.
+
+    `engine.extra.fake_log` names a file that gets a line for each prompt that was asked.
+    """
+
+    async def start(self) -> None:
+        """There is no engine to start."""
+        log = self._llm_config.experimental_configs.get("fake_log")
+        self._log = os.open(Path(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else None
+
+    async def completions(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        """One answer."""
+        choice = {"text": self._answer(request.prompt, request.max_tokens)}
+        return self._one(CompletionResponse, "text_completion", choice, request.max_tokens)
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        """One answer."""
+        tokens = request.max_completion_tokens or request.max_tokens
+        said = {"role": "assistant", "content": self._answer(request.messages[-1]["content"], tokens)}
+        return self._one(ChatCompletionResponse, "chat.completion", {"message": said}, tokens)
+
+    def _answer(self, prompt: Any, tokens: int | None) -> str:
+        if self._log is not None:
+            os.write(self._log, f"{prompt}\n".encode())
+        return "".join(f" {fake.token(str(prompt), i)}" for i in range(tokens or fake.TOKENS))
+
+    async def _one(self, kind: Any, name: str, choice: dict[str, Any], tokens: int | None) -> AsyncGenerator[Any, None]:
+        usage = {
+            "prompt_tokens": 1,
+            "completion_tokens": tokens or fake.TOKENS,
+            "total_tokens": 1 + (tokens or fake.TOKENS),
+        }
+        yield kind(
+            object=name, created=int(time.time()), model=self._llm_config.model_id, usage=usage,
+            choices=[{"index": 0, "finish_reason": "length", **choice}],
+        )  # fmt: skip
