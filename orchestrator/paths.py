@@ -68,7 +68,7 @@ def refusal(error: BaseException, places: Mapping[str, str]) -> ConfigError | No
         return None
     inside = Path(os.path.abspath(file))
     where = next((s for p, s in sorted(places.items(), reverse=True) if inside.is_relative_to(p)), "")
-    hint = f"Set {where} to a place with room, and that this user may write to." if where else ""
+    hint = f"Set {where} to a path that this user may write to, on a disk with room." if where else ""
     return ConfigError(f"{os.strerror(found.errno)}: {file}.", where=where, hint=hint)
 
 

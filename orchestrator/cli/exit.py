@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from orchestrator import paths
 from orchestrator.errors import ConfigError, OrchestratorError
 
 FAILED, WRONG, UNREAD = 1, 2, 128 + signal.SIGPIPE  # the last as a shell has it
@@ -107,8 +108,9 @@ def plain(command: Callable[[], int]) -> int:
         _tell(str(error))
         return WRONG
     except OSError as error:
-        _tell(one_line(error))
-        return FAILED
+        refused = paths.refusal(error, {})
+        _tell(one_line(refused or error))
+        return WRONG if refused else FAILED
 
 
 def code_of(error: BaseException) -> int:

@@ -101,6 +101,13 @@ def test_what_a_file_system_refuses_is_one_line(words: list[str], said: str, set
     assert setting in line
 
 
+def test_other_commands_say_it_too(tmp_path: Path) -> None:
+    done = command("-m", "orchestrator", "cache", "verify", ORCHESTRATOR_HOME=f"{tmp_path}/{'n' * 300}")
+    assert done.returncode == 2
+    assert "File name too long" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 PLACES = {"/state": "state_dir", "/state/graphs": "graph_cache.store", "/tmp": "TMPDIR"}
 
 

@@ -33,13 +33,7 @@ def test_workers_under_uv_run(variable: str | None, workers: str, tmp_path: Path
     (tmp_path / "run").write_text(PARENT)
     env = {**os.environ, "PYTHONPATH": str(ROOT), **({"RAY_ENABLE_UV_RUN_RUNTIME_ENV": variable} if variable else {})}
     done = subprocess.run(
-        ["uv", "run", sys.executable, JOB, str(tmp_path / "out")],
-        executable=sys.executable,
-        cwd=tmp_path,
-        env=env,
-        text=True,
-        capture_output=True,
-        timeout=HANG_S,
-        check=False,
-    )
+        ["uv", "run", sys.executable, JOB, str(tmp_path / "out")], executable=sys.executable, cwd=tmp_path, env=env,
+        text=True, capture_output=True, timeout=HANG_S, check=False,
+    )  # fmt: skip
     assert f'"workers": "{workers}' in done.stdout, done.stdout + done.stderr
