@@ -77,7 +77,7 @@ def test_kuberay_manifests(file: Path) -> None:
         kubernetes_validate.validate(pod, "1.34", strict=True)
         mounted = {m["name"] for c in group["template"]["spec"]["containers"] for m in c.get("volumeMounts", ())}
         assert mounted <= {volume["name"] for volume in group["template"]["spec"].get("volumes", ())}
-    assert '"ray[default,serve]==2.60.0"' in (ROOT / "pyproject.toml").read_text()
+    assert '"ray[data,default,serve]==2.60.0"' in (ROOT / "pyproject.toml").read_text()
     assert "rayVersion: 2.60.0" in file.read_text()
 
 
