@@ -57,7 +57,7 @@ class Cells:
 
     def add(self, cfg: DictConfig, settings: HydraConf) -> float | None:
         """One cell, or its beginning where cells run in parallel; returns what a sweeper that optimises asks for."""
-        overrides = [o for o in settings.overrides.task if not o.startswith(_OWN)]
+        overrides = [o for o in settings.overrides.task if not o.lstrip("+~").startswith(_OWN)]
         found: dict[str, Any] = {"folder": str(settings.runtime.output_dir), "overrides": overrides}
         others = [cell["folder"] for cell in self._cells]
         self._cells.append(found)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import threading
+from dataclasses import fields
 
 import pytest
+import yaml
 
 from orchestrator.cli import suite, sweep
 from orchestrator.cli.jobs import TABLE
-from orchestrator.config import SuiteEntry
+from orchestrator.config import CONF, SuiteEntry, SweepConfig
 from orchestrator.errors import ConfigError
 from tests.waiting import HANG_S
 
@@ -27,6 +29,13 @@ from tests.waiting import HANG_S
 def test_cells_that_would_disturb_each_other_are_refused(make_app, job: str, overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         sweep.check_parallel(TABLE[job], make_app(*overrides))
+
+
+def test_a_sweeps_own_settings_are_in_no_cells_name() -> None:
+    """Else `sweep.resume=true` would look in other folders, where hydra.sweep.subdir is hydra.job.override_dirname."""
+    hydra = yaml.safe_load((CONF / "config.yaml").read_text())["hydra"]
+    own = {f"sweep.{field.name}" for field in fields(SweepConfig)}
+    assert set(hydra["job"]["config"]["override_dirname"]["exclude_keys"]) == own | {"upload"}
 
 
 def test_cells_of_a_cluster_are_kept_apart_by_it(make_app) -> None:

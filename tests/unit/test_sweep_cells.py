@@ -70,7 +70,7 @@ def test_what_a_sweep_lost_is_run_again_and_nothing_else(tmp_path: Path) -> None
     before = [record(tmp_path, i) for i in range(5)]
     stamps = [(tmp_path / "out" / str(i) / "stub.json").stat().st_mtime_ns for i in range(5)]
 
-    code, result, err = sweep(tmp_path, *cells, "sweep.resume=true")
+    code, result, err = sweep(tmp_path, *cells, "++sweep.resume=true")
     assert code == 1  # the last one cannot succeed
     assert [cell["ok"] for cell in result["cells"]] == [True, True, True, True, False]
     after = [record(tmp_path, i) for i in range(5)]
@@ -125,6 +125,7 @@ def test_cells_run_in_the_folders_that_hydra_names(tmp_path: Path, top: str, sub
     code, result, err = sweep(tmp_path, *words, "sweep.resume=true")
     assert code == 0, (result, err)
     assert [(cell / "stub.json").stat().st_mtime_ns for cell in cells] == stamps
+    assert len(list((tmp_path / top).rglob("stub.json"))) == 2  # none ran in another folder
 
 
 @pytest.mark.parametrize("parallel", [1, min(2, len(os.sched_getaffinity(0)))])
