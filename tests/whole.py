@@ -71,6 +71,10 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "a service as a Ray job, and 10,000 requests": ("engine/test_serve_job.py",),
     "100,000 seeds; make test has the first thousand": ("simulation/test_simulation.py::test_and_in_many_more_runs",),
+    "half a minute each; make test has a tenth of the herd": (
+        "simulation/test_herd.py::test_a_cold_herd_and_then_a_warm_one[large-fits]",
+        "simulation/test_herd.py::test_a_cold_herd_and_then_a_warm_one[large-too-large]",
+    ),
     "two minutes each; make test has a few seconds of both": (
         "ray/test_store_under_fire.py::test_every_acknowledged_entry_loads[long-folder]",
         "ray/test_store_under_fire.py::test_every_acknowledged_entry_loads[long-s3]",

@@ -1,4 +1,4 @@
-"""`orchestrator cache …`: look into the durable graph cache, and keep it in order. Needs neither Ray nor vLLM.
+"""`orchestrator cache …`: look into the durable graph cache, and keep it in order. Only `stop` needs Ray.
 
 Exit codes: 0 all well; 1 an entry is missing or not authentic; 2 the command line is wrong.
 """
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from orchestrator import paths
 from orchestrator.cli import terminal
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, one_line
 
 if TYPE_CHECKING:
     from orchestrator.graph_cache.store import Store
@@ -43,6 +43,9 @@ def arguments(cache: argparse.ArgumentParser) -> None:
     for command in (verify, evict):
         command.add_argument("key", nargs="*", help="keys, or their beginnings")
     evict.add_argument("--all", action="store_true", help="delete everything")
+    stop = commands.add_parser("stop", help="end what a Ray cluster keeps for later jobs: registries, the status board")
+    stop.add_argument("--address", default="auto", help="Ray's, as cluster.address (default: %(default)s)")
+    stop.add_argument("--namespace", default="orchestrator", help="as cluster.namespace (default: %(default)s)")
     commands.add_parser("warm", help="compile ahead of time; takes Hydra overrides, as jobs/warm.py")
 
 
@@ -54,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
     """
     from orchestrator.graph_cache.store import Store
 
+    if options.command == "stop":
+        return _stop(options)
     if options.command not in _COMMANDS:
         raise OrchestratorError(
             f"`cache {options.command}` takes Hydra's overrides and nothing before it.",
@@ -146,6 +151,26 @@ def _evict(options: argparse.Namespace, store: Store) -> int:
     for name in _names(store, options.key):
         store.delete(name)
         console.print(f"{name[:12]} deleted")
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    import ray
+
+    from orchestrator.cluster import singletons
+    from orchestrator.graph_cache import registry_actor
+    from orchestrator.serve import status_board
+
+    try:
+        ray.init(options.address, namespace=options.namespace, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        text = f"No Ray cluster at --address={options.address}: {one_line(error)}"
+        raise OrchestratorError(text, hint="Start one with `ray start --head`, or set RAY_ADDRESS.") from error
+    try:
+        names = singletons.end(options.namespace, (registry_actor.NAME, status_board.NAME))
+    finally:
+        ray.shutdown()
+    console.print("\n".join(f"{name} ended" for name in names) or f"Nothing of ours in namespace {options.namespace}.")
     return 0
 
 

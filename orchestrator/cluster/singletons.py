@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -20,3 +21,14 @@ def cluster_wide(name: str, namespace: str) -> dict[str, Any]:
         "max_task_retries": 3,
         "scheduling_strategy": "DEFAULT",
     }
+
+
+def end(namespace: str, beginnings: Sequence[str]) -> list[str]:
+    """End those of a namespace whose names begin so; Ray has to be connected. Returns their names."""
+    import ray
+
+    named = ray.util.list_named_actors(all_namespaces=True)
+    names = sorted(a["name"] for a in named if a["namespace"] == namespace and a["name"].startswith(tuple(beginnings)))
+    for name in names:
+        ray.kill(ray.get_actor(name, namespace), no_restart=True)
+    return names

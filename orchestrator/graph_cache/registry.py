@@ -180,7 +180,7 @@ class Registry:
     async def _load(self, key: str, entry: Entry) -> bool:
         before = entry.header
         try:
-            found = await asyncio.to_thread(self._find, key, str(before.get("bundle", "")))
+            found = await asyncio.to_thread(self._find, key, before)
         except OSError as error:
             logger.warning("the durable store does not answer for %s: %s", key[:12], error)
             return False
@@ -195,11 +195,13 @@ class Registry:
             self._entries.hold(key, entry, found.data)
         return True
 
-    def _find(self, key: str, name: str) -> Found | None:
-        """In a thread: the bundle of that name, or the newest; without its data where memory has no room for it."""
-        if name and (found := self._store.load(key, name)) is not None:
+    def _find(self, key: str, known: dict[str, Any]) -> Found | None:
+        """In a thread: the bundle that is known, or the newest. One that memory has no room for is not read here: the
+        nodes do that."""
+        name, large = str(known.get("bundle", "")), int(known.get("bytes", 0)) > self._entries.max_bytes
+        if name and not large and (found := self._store.load(key, name)) is not None:
             return found
-        header = self._store.header(key)
+        header = (self._store.header(key, name) if name else None) or self._store.header(key)
         if header is not None and int(header["bytes"]) > self._entries.max_bytes:
             return Found(header, b"")
         return self._store.load(key)

@@ -67,9 +67,10 @@ class Store:
             self._tidy(key, name)
         return name
 
-    def header(self, key: str) -> dict[str, Any] | None:
-        """What the entry says about itself, with its name and generation; None if there is none."""
-        newest = _newest(self._files(key))
+    def header(self, key: str, name: str = "") -> dict[str, Any] | None:
+        """What the entry, or the bundle of that name, says about itself, with its name and generation; None if there
+        is none."""
+        newest = _newest(self._fs.get_file_info([f"{self._root}/{key}/{name}"]) if name else self._files(key))
         return None if newest is None else self._header(newest)
 
     def load(self, key: str, name: str = "") -> Found | None:

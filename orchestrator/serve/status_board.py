@@ -9,7 +9,7 @@ import ray
 
 from orchestrator.cluster.singletons import cluster_wide
 
-_NAME = "status-board"
+NAME = "status-board"
 _FORGET_S = 60.0  # a replica that has not been heard of for so long is gone
 
 
@@ -35,4 +35,4 @@ class Board:
     @staticmethod
     def connect(namespace: str) -> Any:
         """The cluster's board, started if there is none; it uses no CPU of the cluster's."""
-        return ray.remote(Board).options(**cluster_wide(_NAME, namespace)).remote()
+        return ray.remote(Board).options(**cluster_wide(NAME, namespace)).remote()

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
 
+from orchestrator.cli import main
+from orchestrator.graph_cache import bundle, key, registry_actor
 from orchestrator.graph_cache import entry as module
-from orchestrator.graph_cache import registry_actor
+from orchestrator.graph_cache.client import AOT_FOLDER, GraphCacheClient
 from orchestrator.graph_cache.registry import Registry
+from orchestrator.graph_cache.restore_result import Outcome, Receipt
+from orchestrator.graph_cache.store import Store
 from orchestrator.serve.status_board import Board
-from tests.waiting import HANG_S
+from orchestrator.timeline import EventLog
+from tests.waiting import HANG_S, wait_for
+
+HERD = 64
 
 
 @pytest.fixture
@@ -300,3 +311,49 @@ def test_what_a_cluster_has_one_of_is_small(local_ray: None, tmp_path: Path) -> 
     for actor in made:
         assert ray.get(actor.__ray_call__.remote(lambda _: psutil.Process().num_threads())) < 200
         ray.kill(actor)
+
+
+def test_a_herd_on_a_real_cluster(cache, tmp_path: Path, record_property) -> None:
+    """64 clients, each with a node folder of its own, ask for a key that lies in the store: how long the last one takes
+    is said, and decides nothing. tests/simulation/test_herd.py has ten thousand."""
+    root, factors = tmp_path / "root", {"model": "m"}
+    (graphs := root / AOT_FOLDER / "x").mkdir(parents=True)
+    (graphs / "model").write_bytes(os.urandom(1 << 19))
+    known = {"key": key.digest(factors), "factors": factors, "created": 0.0, "publisher": "test"}
+    data = bundle.pack(root, [graphs], bundle.signing_key(cache.key_file), known)
+    Store(cache.store).save(key.digest(factors), 1, data)
+
+    def start(number: int) -> tuple[Receipt, float]:
+        mine = replace(cache, node_folder=str(tmp_path / f"node-{number}"))
+        client = GraphCacheClient(mine, f"r{number}", EventLog(os.devnull))
+        return client.restore(factors, tmp_path / f"root-{number}"), time.monotonic()
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(HERD) as pool:
+        found = list(pool.map(start, range(HERD)))
+    assert {(receipt.outcome, receipt.source) for receipt, _ in found} == {(Outcome.hit, "memory")}
+    took = max(ended for _, ended in found) - began
+    record_property("last_of_64_s", round(took, 3))
+    print(f"the last of {HERD} clients had its graphs after {took:.2f} s")
+
+
+def test_what_stays_for_later_jobs_can_be_ended(local_ray: None, tmp_path: Path, monkeypatch, capsys) -> None:
+    """And nobody else's actors."""
+    mine, other = f"mine-{tmp_path.name}", f"other-{tmp_path.name}"
+    for namespace in (mine, other):
+        ray.get(registry_actor.connect(namespace, str(tmp_path), HANG_S, HANG_S, 1 << 20).held_bytes.remote())
+    ray.get(Board.connect(mine).replicas.remote())
+    stranger = ray.remote(Board).options(name="a-stranger", namespace=mine, num_cpus=0).remote()
+    ray.get(stranger.replicas.remote())
+    monkeypatch.setattr(ray, "init", lambda *_, **__: None)  # this process is connected already, and stays so
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    assert main.main(["cache", "stop", "--namespace", mine]) == 0
+    said = capsys.readouterr().out
+    assert "graph-registry-" in said
+    assert "status-board ended" in said
+    wait_for(lambda: not registry_actor.running(mine))
+    assert len(registry_actor.running(other)) == 1
+    assert ray.get(stranger.replicas.remote()) == []
+    assert main.main(["cache", "stop", "--namespace", mine]) == 0
+    assert "Nothing of ours" in capsys.readouterr().out
+    ray.kill(*registry_actor.running(other))

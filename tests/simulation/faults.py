@@ -30,7 +30,7 @@ class PointerStore(Store):
                 self._fs.delete_file(old.path)
         return name
 
-    def header(self, key: str) -> dict[str, Any] | None:
+    def header(self, key: str, name: str = "") -> dict[str, Any] | None:
         try:
             with self._fs.open_input_stream(f"{self._root}/{key}/latest.json") as stream:
                 return dict(json.loads(stream.read()))

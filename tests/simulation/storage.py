@@ -41,6 +41,7 @@ class Disk:
         self.evicted: set[str] = set()  # names
         self.forget: Callable[[str], None] = lambda _: None  # told of each eviction
         self.reads: dict[tuple[object, str], int] = {}  # open reads of whole bundles, by process and path
+        self.loads: list[str] = []  # who read a whole bundle
 
     def step(self) -> None:
         self.world.sleep(self.world.random.expovariate(1 / self.slow))
@@ -149,6 +150,7 @@ class _Reader:
         if size >= 0:
             self._disk.step()
             return self._data.read(size)
+        self._disk.loads.append(getattr(self._key[0], "name", ""))
         reads = self._disk.reads
         reads[self._key] = reads.get(self._key, 0) + 1
         if reads[self._key] > 1:
