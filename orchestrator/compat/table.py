@@ -132,6 +132,7 @@ FORKSERVER_MAIN = Name("multiprocessing.forkserver", "main", Use.called, (f.FORK
 MP_ADDRESS = Name("multiprocessing.connection", "arbitrary_address", Use.called, (f.FORKS,), "a free socket's name", "family")
 MODEL_LOOK = Name("vllm.model_executor.models.registry", "_run_in_subprocess", Use.patched, (f.MODEL_LOOK,), "look at a model's class in this process", "fn")
 CONFIGURE_LOG = Name("vllm.logger", "_configure_vllm_root_logger", Use.called, (f.LOG,), "read VLLM_LOGGING_CONFIG_PATH once more, in a fork", "...")
+FORMATTER = Name("vllm.logging_utils", "NewLineFormatter", Use.called, (f.LOG,), "the lines on the console", "fmt, datefmt, style, ...")
 COMPILE_THREADS = Name("torch._inductor.config", "compile_threads", Use.set, (f.THREADS,), "as if read in this process")
 DECIDE_THREADS = Name("torch._inductor.config", "decide_compile_threads", Use.called, (f.THREADS,), "what it would have read", "")
 DYNAMIC_THREADS = Name("torch._inductor.config", "cpp.dynamic_threads", Use.set, (f.THREADS,), "as if read in this process; part of vLLM's key")

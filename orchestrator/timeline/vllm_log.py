@@ -50,6 +50,15 @@ def write_logging_config(events_file: str) -> str:
     return str(file)
 
 
+class Named(logging.Filter):
+    """Gives records the name of vLLM's process where vLLM does not: before 0.31."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let all pass."""
+        record.vllm_process_name = getattr(record, "vllm_process_name", record.processName)
+        return True
+
+
 def vllm_logging_config(events_file: str) -> dict[str, Any]:
     """A logging configuration for `VLLM_LOGGING_CONFIG_PATH`: vLLM's usual console lines, and our handler."""
     return {
@@ -57,15 +66,20 @@ def vllm_logging_config(events_file: str) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {
             "vllm": {
-                "()": "vllm.logging_utils.NewLineFormatter",
+                "class": "vllm.logging_utils.NewLineFormatter",
                 "datefmt": "%m-%d %H:%M:%S",
                 "format": "(%(vllm_process_name)s pid=%(process)d) %(levelname)s %(asctime)s "
                 "[%(fileinfo)s:%(lineno)d] %(message)s",
-                "log_level": "INFO",
             }
         },
+        "filters": {"named": {"()": "orchestrator.timeline.vllm_log.Named"}},
         "handlers": {
-            "console": {"class": "logging.StreamHandler", "formatter": "vllm", "stream": "ext://sys.stderr"},
+            "console": {
+                "class": "logging.StreamHandler",
+                "formatter": "vllm",
+                "filters": ["named"],
+                "stream": "ext://sys.stderr",
+            },
             "events": {"()": "orchestrator.timeline.vllm_log.VllmLogHandler", "file": events_file},
         },
         "loggers": {"vllm": {"handlers": ["console", "events"], "level": "INFO", "propagate": False}},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import logging.config
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,32 @@ def test_what_another_node_raised_is_told_without_rays_wrapping(tmp_path: Path) 
     handler.emit(record)
     (event,) = EventLog(tmp_path / "events.jsonl").read()
     assert event.detail == "ValueError: out of memory"
+
+
+@pytest.mark.parametrize("version", ["before 0.31", "since 0.31"])
+def test_the_log_is_set_up_in_every_vllm(version: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Before 0.31 the formatter takes no level, and records have no name of vLLM's process."""
+
+    class Old(logging.Formatter):
+        def __init__(self, fmt, datefmt=None, style="%"):
+            super().__init__(fmt, datefmt, style)
+
+    class New(logging.Formatter):
+        def __init__(self, fmt, datefmt=None, style="%", *, log_level=None):
+            super().__init__(fmt, datefmt, style)
+
+    utilities = types.ModuleType("vllm.logging_utils")
+    utilities.NewLineFormatter = Old if version.startswith("before") else New
+    for name, module in {"vllm": types.ModuleType("vllm"), utilities.__name__: utilities}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys.modules["vllm"], "logging_utils", utilities, raising=False)
+    named = {} if version.startswith("before") else {"vllm_process_name": "EngineCore"}
+    logger = logging.getLogger("vllm")
+    before = logger.handlers[:], logger.level, logger.propagate
+    try:
+        logging.config.dictConfig(timeline.vllm_logging_config(str(tmp_path / "events.jsonl")))
+        logger.info("Loading weights took 1 s", extra={"fileinfo": "a.py", **named})
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+    assert f"({named.get('vllm_process_name', 'MainProcess')} pid=" in capsys.readouterr().err
+    assert [event.text for event in EventLog(tmp_path / "events.jsonl").read()] == ["Loading weights took 1 s"]
