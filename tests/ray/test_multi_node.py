@@ -22,6 +22,12 @@ from tests.waiting import HANG_S, wait_for
 
 NAMESPACES = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 pytestmark = pytest.mark.skipif(not NAMESPACES, reason="a mount namespace needs root")
+WIDE = (  # a rank on each node
+    "replicas=1",
+    "engine.device=gpu",
+    "engine.tensor_parallel_size=2",
+    "cluster.placement_strategy=STRICT_SPREAD",
+)
 BASE = ("model=tiny_llama", "cluster=existing", *PATIENT)
 
 
@@ -74,6 +80,7 @@ class Nodes:
     def stop(self) -> None:
         tops = [psutil.Process(process.pid) for process in self._processes]
         family = [process for top in tops for process in (top, *top.children(recursive=True))]
+        self._processes.clear()
         for process in family:
             process.kill()
         psutil.wait_procs(family, timeout=HANG_S)
@@ -117,16 +124,10 @@ def test_the_second_node_starts_without_compiling(nodes: Nodes) -> None:
 
 
 def test_graphs_reach_every_node_of_a_replica(nodes: Nodes) -> None:
-    wide = (
-        "replicas=1",
-        "engine.device=gpu",
-        "engine.tensor_parallel_size=2",
-        "cluster.placement_strategy=STRICT_SPREAD",
-    )
-    (cold,) = nodes.run(*wide)["replicas"]
+    (cold,) = nodes.run(*WIDE)["replicas"]
     assert (cold["receipt"]["outcome"], cold["engine"]["compiled"]) == ("compiled", 2)
     assert cold["receipt"]["published"]
-    (warm,) = nodes.run(*wide)["replicas"]
+    (warm,) = nodes.run(*WIDE)["replicas"]
     assert (warm["receipt"]["outcome"], warm["engine"]["loaded"]) == ("hit", 2)
     assert not list(nodes.other.glob("orchestrator-*/*/*"))  # nothing of the replica's
 
