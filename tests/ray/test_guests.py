@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -29,7 +30,9 @@ Begin = Callable[..., "subprocess.Popen[str]"]
 def job(mine: Footprint) -> Iterator[Begin]:
     """Starts jobs of two users' kind on a cluster that an operator has started."""
     gcs, sessions = free_port(), tempfile.mkdtemp(prefix="r-", dir="/tmp")
-    env = mine.environment(ORCHESTRATOR_HOME=str(mine.folder), RAY_TMPDIR=sessions)
+    env = mine.environment(
+        ORCHESTRATOR_HOME=str(mine.folder), RAY_TMPDIR=sessions, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="ab" * 32
+    )
     head = subprocess.Popen(
         [*START, "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=4",
          "--include-dashboard=false", "--disable-usage-stats", *flags(head=True)],
@@ -42,12 +45,21 @@ def job(mine: Footprint) -> Iterator[Begin]:
         return start(f"jobs/{name}.py", *given, *words, env=env)
 
     try:
+        wait_for(lambda: _listens(gcs) or head.poll() is not None)
         yield begin
     finally:
         family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         for process in family:
             process.kill()
         psutil.wait_procs(family, timeout=HANG_S)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def answers(url: str, model: str = "tiny_llama") -> bool:
@@ -114,8 +126,9 @@ def test_an_application_that_was_replaced_is_left(job: Begin, mine: Footprint) -
         "serve.run(Theirs.bind(), name='orchestrator', route_prefix='/')\n"
     )
     address = next(word.partition("=")[2] for word in ours.args if str(word).startswith("cluster.address="))
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}
     done = subprocess.run(
-        [ours.args[0], str(program), address], capture_output=True, text=True, timeout=HANG_S, check=False
+        [ours.args[0], str(program), address], env=env, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     code, _, err = end(ours)
