@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ _TOKENIZERS = ("*tokenizer*", "vocab.*", "merges.txt", "tekken.json", "*.tiktoke
 _TEMPLATES = ("chat_template.*", "additional_chat_templates/*", "tekken.json", "tokenizer.model.v*")
 # Kinds of weights, of which vLLM takes the first that is there, and the index of each.
 _WEIGHTS = {"*.safetensors": "model.safetensors.index.json", "*.bin": "pytorch_model.bin.index.json", "*.pt": ""}
+# vLLM's pooling models: classifiers, and encoders without a head.
+_EMBEDS = re.compile(
+    r"For(Sequence|Token|Image)Classification$|ForMaskedLM$|ForQuestionAnswering$|RewardModel$"
+    r"|(Bert|Roberta|Electra|Deberta|MPNet|Bidirectional|ColBERT|CLIP|Siglip|Gte)\w*Model$"
+)
 _AGAIN = "Fetch the model again."
 _READ_AS_FILES = ("auto", "hf", "safetensors", "pt")  # vLLM's load formats that read these
 
@@ -34,6 +40,7 @@ def check(folder: Path, model: ModelConfig, engine: EngineConfig) -> None:
     check_sizes(model, config, engine)
     if engine.kind is EngineKind.fake:
         return
+    _check_generates(config, folder, model, engine)
     if model.weights and engine.extra.get("load_format", "auto") in _READ_AS_FILES:
         _check_weights(folder, model)
     if not engine.extra.get("skip_tokenizer_init") and not engine.extra.get("tokenizer"):
@@ -70,6 +77,18 @@ def check_sizes(model: ModelConfig, config: Mapping[str, Any], engine: EngineCon
             f"{', '.join(map(str, known))}.",
             where="model",
             hint="Take engine=gpu, or a model with another head_dim.",
+        )
+
+
+def _check_generates(config: Mapping[str, Any], folder: Path, model: ModelConfig, engine: EngineConfig) -> None:
+    """A replica is ready once it has generated a token, which a model for embeddings or classes never does."""
+    named = config.get("architectures")
+    names = [str(name) for name in named] if isinstance(named, list) else []
+    if names and all(map(_EMBEDS.search, names)) and engine.extra.get("model_impl") is None:
+        raise _error(
+            model,
+            f"{folder}/config.json names {', '.join(names)}, which generates no text.",
+            "Take a model that does; embeddings and classes are `vllm serve`'s.",
         )
 
 

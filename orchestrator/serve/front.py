@@ -6,6 +6,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import ray
 from ray import serve
 
 from orchestrator import compat
@@ -63,9 +64,10 @@ def claim(app: AppConfig, say: Say) -> Front:
     """
     there = running()
     if there is None:
-        check_free(app.serve.host, app.serve.port)
+        if _on_head():  # where its proxy will be
+            check_free(app.serve.host, app.serve.port)
         serve.start(http_options={"host": app.serve.host, "port": app.serve.port})
-        return Front(app.serve.host, app.serve.port, "", {})
+        there = running() or Front(app.serve.host, app.serve.port, "", {})  # another job's, if it was faster
     _check_guest(app, there)
     if (there.host, there.port) != (app.serve.host, app.serve.port):
         say("serve", f"Ray Serve runs here already, at {there.host}:{there.port}; it stays there")
@@ -96,6 +98,11 @@ def check_free(host: str, port: int) -> None:
                 ) from error
 
 
+def _on_head() -> bool:
+    here = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == here and "node:__internal_head__" in node["Resources"] for node in ray.nodes())
+
+
 def _check_guest(app: AppConfig, there: Front) -> None:
     name, route = app.serve.name, app.serve.route_prefix
     if not there.host:
@@ -104,7 +111,7 @@ def _check_guest(app: AppConfig, there: Front) -> None:
         raise ConfigError(
             f"An application named {name} runs already.",
             where="serve.name",
-            hint="Choose another serve.name, or end it with `serve shutdown` if it is yours.",
+            hint=f"Choose another serve.name. What is left of a job of yours ends by serve.delete({name!r}) in Python.",
         )
     if route in there.routes.values():
         owner = next(other for other, its in there.routes.items() if its == route)

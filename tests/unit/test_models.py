@@ -160,3 +160,27 @@ def test_head_sizes_that_the_platform_lacks(
 def test_our_own_shapes_fit(file: Path) -> None:
     sizes = yaml.safe_load(file.read_text())["tiny"]
     models.folder.check_sizes(ModelConfig(name=file.stem), sizes, EngineConfig())
+
+
+def named(folder: Path, *architectures: str) -> Path:
+    (folder / "config.json").write_text(json.dumps({"architectures": list(architectures), **SIZES}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["BertModel", "XLMRobertaModel", "Qwen2ForSequenceClassification", "BertForMaskedLM", "LlamaBidirectionalModel",
+     "NomicBertModel", "Qwen2ForRewardModel", "ModernBertForSequenceClassification", "HF_ColBERTModel"],
+)  # fmt: skip
+def test_a_model_that_generates_nothing_is_refused(architecture: str, whole: Path) -> None:
+    with pytest.raises(ModelError, match="generates no text"):
+        resolve(named(whole, architecture))
+
+
+@pytest.mark.parametrize(
+    "architectures",
+    [["LlamaForCausalLM"], ["GPT2LMHeadModel"], ["ChatGLMModel"], ["InternVLChatModel"],
+     ["Qwen2VLForConditionalGeneration"], ["OfMyOwn"], [], ["BertModel", "LlamaForCausalLM"]],
+)  # fmt: skip
+def test_every_other_one_is_vllms_to_judge(architectures: list[str], whole: Path) -> None:
+    assert resolve(named(whole, *architectures)) == str(whole)
