@@ -30,7 +30,7 @@ def make_everywhere(apps: Iterable[AppConfig], shape: ClusterShape) -> None:
         return
     here = ray.get_runtime_context().get_node_id()
     others = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != here}
-    task = ray.remote(models.resolve).options(num_cpus=0, max_retries=0)
+    task = ray.remote(num_cpus=0, max_retries=0)(models.resolve)  # what `options` returns has none itself
     calls = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
             app.model, app.state_dir, app.engine

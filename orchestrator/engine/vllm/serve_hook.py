@@ -31,9 +31,9 @@ def hosting(plain: Any, supervisor: Supervisor, start: Start) -> Any:
     class SharedGraphLLM(plain):  # type: ignore[misc]
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
             supervisor.events.mark("plan")
-            # Ray makes a GPU's configuration in another process, which has not got our environment
-            vllm_config.logging_config.pylogging_config_file = supervisor.logging_file
-            vllm_config.logging_config.configure_logging = True
+            if (log := getattr(vllm_config, "logging_config", None)) is not None:  # older ones have none
+                # Ray makes a GPU's configuration in another process, which has not got our environment
+                log.pylogging_config_file, log.configure_logging = supervisor.logging_file, True
             make = super().__init__
             with start.launching():
                 restored = start.restore(lambda: compile_key(vllm_config))
