@@ -54,12 +54,12 @@ def test_only_engines_that_save_graphs_share_them(made: Any, environment: dict, 
 def test_since_033_models_that_run_through_transformers_save_no_graphs(version: str, shared: bool, monkeypatch) -> None:
     vllm = pytest.importorskip("vllm")
     pytest.importorskip("vllm.compilation.compiler_interface")
-    from orchestrator.engine.vllm import engine
+    from orchestrator.engine.vllm import compile_key
 
     monkeypatch.setattr(vllm, "__version__", version)
     reason = "this vLLM saves no graphs of models that run through Transformers"
-    assert engine.why_unshared(config(transformers=True)) == ("" if shared else reason)
-    assert engine.why_unshared(config()) == ""
+    assert compile_key.why_unshared(config(transformers=True)) == ("" if shared else reason)
+    assert compile_key.why_unshared(config()) == ""
 
 
 def test_the_registry_is_not_asked_and_the_receipt_says_why(tmp_path: Path) -> None:
