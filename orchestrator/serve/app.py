@@ -21,7 +21,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.fleet import plan
 from orchestrator.graph_cache import bundle
 from orchestrator.progress import Say
-from orchestrator.serve import front, ingress
+from orchestrator.serve import controller, front, ingress
 from orchestrator.serve.auth import read_keys
 from orchestrator.serve.callback import SECTIONS
 from orchestrator.serve.fake_server import FakeServer
@@ -100,7 +100,7 @@ def build(app: AppConfig, folders: dict[str, str]) -> Any:
     entrance = ingress.build(keys, app.serve.max_body_kib << 10)
     options: dict[str, Any] = {"num_cpus": 0, **_runtime_env(app)}
     return serve.deployment(
-        entrance, name="ingress", num_replicas=1, max_ongoing_requests=10_000, ray_actor_options=options,
+        entrance, name=controller.INGRESS, num_replicas=1, max_ongoing_requests=10_000, ray_actor_options=options,
         graceful_shutdown_timeout_s=app.serve.drain_s + FRONT_S,
     ).bind(
         {llm.model_id: build_llm_deployment(llm, name_prefix="model:") for llm in llms},

@@ -14,6 +14,7 @@ from ray.util import placement_group_table
 from orchestrator.errors import ServeError
 
 T = TypeVar("T")
+INGRESS = "ingress"  # a deployment of each application of ours
 _PATIENCE_S = 60.0  # a controller that was killed is back, with its state, in a few seconds
 _LOOK_S = 1.0
 _HINT = "Ray's own account is in /tmp/ray/session_latest/logs/raylet.out."
@@ -74,23 +75,13 @@ def model_states(name: str) -> dict[str, int]:
     Raises:
         ServeError: see `ask`.
     """
-    (found,) = [d.replica_states for deployment, d in deployments(name).items() if deployment != "ingress"]
+    (found,) = [d.replica_states for deployment, d in deployments(name).items() if deployment != INGRESS]
     return {str(state): n for state, n in found.items()}
 
 
 def reason(name: str) -> str:
     """What the deployments say of themselves, in a line."""
     return " ".join(" ".join(d.message.split()) for d in deployments(name).values() if d.message)
-
-
-def deployed_at(name: str) -> float | None:
-    """When an application was deployed last, by the controller's clock; None: there is none.
-
-    Raises:
-        ServeError: see `ask`.
-    """
-    found = _application(name)
-    return float(found.last_deployed_time_s) if found else None
 
 
 def unplaced(name: str) -> list[dict[str, float]]:
@@ -104,7 +95,7 @@ def unplaced(name: str) -> list[dict[str, float]]:
     return [dict(bundle) for group in ours for bundle in group["bundles"].values()]
 
 
-def remove(name: str, seconds: float, ours: float | None = None) -> bool:
+def remove(name: str, seconds: float) -> bool:
     """Delete an application, and wait until its replicas have drained.
 
     `serve.delete` waits for 60 seconds, whatever the deployments' own deadlines are.
@@ -112,15 +103,14 @@ def remove(name: str, seconds: float, ours: float | None = None) -> bool:
     Args:
         name: of the application.
         seconds: to wait.
-        ours: when we deployed it; one that was deployed since is another's, and stays. None: it did not come so far.
 
     Returns:
-        It is gone; False: it is another's.
+        It is gone; False: another program has put its own in the place of ours, and that stays.
 
     Raises:
         ServeError: it is still there after that many seconds, or see `ask`.
     """
-    if ours is not None and deployed_at(name) not in (ours, None):
+    if (found := deployments(name)) and INGRESS not in found:
         return False
     ask(lambda: serve.delete(name, _blocking=False))
     deadline = time.monotonic() + seconds

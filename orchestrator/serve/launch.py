@@ -63,13 +63,12 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
         made = application.build(app, folders)
         if app.fast_cold_start and app.cold_start.share_graphs:
             cache_settings(app)  # the registry, before the first replica asks for it
-        ours: list[float] = []
         try:
-            ready_s = _deploy(app, made, ours, say)
+            ready_s = _deploy(app, made, say)
             yield Service(url, tuple(folders), ready_s)
         finally:
             say("serve", f"draining, for {app.serve.drain_s:g} s at most")
-            if not controller.remove(app.serve.name, app.serve.drain_s + application.FRONT_S + _MARGIN_S, *ours):
+            if not controller.remove(app.serve.name, app.serve.drain_s + application.FRONT_S + _MARGIN_S):
                 say("serve", f"another job has replaced the application {app.serve.name}; it stays")
             if app.cluster.kind is ClusterKind.local:
                 controller.ask(serve.shutdown)
@@ -105,8 +104,8 @@ def execute(app: AppConfig, say: Say) -> dict[str, Any]:
     return {"ok": True, "ready_s": round(service.ready_s, 2), "seconds": round(time.time() - began, 2)}
 
 
-def _deploy(app: AppConfig, made: Any, ours: list[float], say: Say) -> float:
-    """Seconds until the application was ready; `ours` gets when Ray Serve deployed it, as soon as it has."""
+def _deploy(app: AppConfig, made: Any, say: Say) -> float:
+    """Seconds until the application was ready."""
     began, failed = time.monotonic(), []
 
     def deploy() -> None:
@@ -120,8 +119,6 @@ def _deploy(app: AppConfig, made: Any, ours: list[float], say: Say) -> float:
     placed = time.monotonic()
     while thread.is_alive():
         thread.join(_POLL_S)
-        if not ours and (at := controller.deployed_at(app.serve.name)):
-            ours.append(at)
         unplaced = controller.unplaced(app.serve.name)
         placed = placed if unplaced else time.monotonic()
         if time.monotonic() - placed > app.cluster.placement_timeout_s:
