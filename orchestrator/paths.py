@@ -67,9 +67,11 @@ def refusal(error: BaseException, places: Mapping[str, str]) -> ConfigError | No
     if not file:
         return None
     inside = Path(os.path.abspath(file))
-    where = next((s for p, s in sorted(places.items(), reverse=True) if inside.is_relative_to(p)), "")
+    known = sorted(places.items(), reverse=True)
+    where = next((s for p, s in known if inside.is_relative_to(p) or Path(p).is_relative_to(inside)), "")
     hint = f"Set {where} to a path that this user may write to, on a disk with room." if where else ""
-    return ConfigError(f"{os.strerror(found.errno)}: {file}.", where=where, hint=hint)
+    number = errno.ENOTDIR if found.errno == errno.EEXIST and not inside.is_dir() else found.errno
+    return ConfigError(f"{os.strerror(number)}: {file}.", where=where, hint=hint)
 
 
 def _is_full(place: str) -> bool:

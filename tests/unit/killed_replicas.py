@@ -49,7 +49,8 @@ def live(folder: Path, content: memoryview) -> None:
     settings: Any = CacheSettings(None, "", str(folder / "key"), LIMITS, 1.0, 1.0, node, 1 << 20)
     replica = Replica(ReplicaPlan("replica-0", replace(spec, stock=True), EngineKind.fake, ({},), "PACK", 1), settings)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(scratch / "socket"))
+    os.chdir(scratch)  # a socket's path has 107 bytes at most
+    listener.bind("socket")
     NodeCopies(node, 1 << 20).link(secrets.token_hex(8), scratch / "cache", lambda: content, LIMITS)
     asyncio.run(replica.start())
     (folder / "lived").touch()
@@ -65,6 +66,7 @@ def main(folder: Path, count: int) -> None:
             finally:
                 os._exit(1)
         while number == 0 and not (folder / "lived").exists():  # one is killed when all is there
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended by itself"
             time.sleep(0.01)
         time.sleep(draw.uniform(0.0, LONGEST_S))
         os.kill(pid, signal.SIGKILL)

@@ -306,7 +306,7 @@ def test_a_compile_begins_by_our_word_where_vllm_has_none(monkeypatch) -> None:
 def test_a_module_that_moved_is_found_by_its_old_name_and_only_where_that_is_gone(monkeypatch) -> None:
     now, package = types.ModuleType("vllm.now"), types.ModuleType("vllm")
     now.Thing, package.__path__ = Original, []
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if type(f).__module__ != moved.__name__])
     for module in (now, package):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(moved, "MOVED", {"vllm.before": "vllm.now", "json": "vllm.now", "vllm.never": "vllm.lost"})

@@ -28,13 +28,17 @@ class Nodes:
     def get_runtime_context(self) -> SimpleNamespace:
         return SimpleNamespace(get_node_id=lambda: "here")
 
-    def remote(self, work: object) -> Nodes:
-        assert work is node_models.models.resolve
-        return self
+    def remote(self, **_: object):
+        def task(work: object) -> Nodes:
+            assert work is node_models.models.resolve
+            return self
 
-    def options(self, scheduling_strategy: object = None, **_: object) -> Nodes:
+        return task
+
+    def options(self, scheduling_strategy: object) -> SimpleNamespace:
+        """As Ray's: what it returns has no `options` itself."""
         self.there = getattr(scheduling_strategy, "node_id", None)
-        return SimpleNamespace(options=self.options, remote=self.call)
+        return SimpleNamespace(remote=self.call)
 
     def call(self, model: ModelConfig, *_: object) -> tuple[str, str]:
         self.asked.append((self.there, model.name))

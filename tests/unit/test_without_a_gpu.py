@@ -95,7 +95,7 @@ def test_a_home_that_one_may_not_write_to_costs_time_alone(tmp_path: Path, monke
 def test_flashinfer_counts_in_the_compile_key(tmp_path: Path, monkeypatch) -> None:
     """vLLM's fusions put its custom ops into graphs; vLLM uses it where there is a compiler for its kernels."""
     flashinfer = pytest.importorskip("vllm.utils.flashinfer")
-    from orchestrator.engine.vllm.engine import _flashinfer
+    from orchestrator.engine.vllm.compile_key import _flashinfer
 
     monkeypatch.setattr(flashinfer, "has_flashinfer", lambda: False)
     assert _flashinfer() == "not used"
