@@ -67,8 +67,10 @@ def refusal(error: BaseException, places: Mapping[str, str]) -> ConfigError | No
     if not file:
         return None
     inside = Path(os.path.abspath(file))
-    known = sorted(places.items(), reverse=True)
-    where = next((s for p, s in known if inside.is_relative_to(p) or Path(p).is_relative_to(inside)), "")
+    known = sorted(places.items())
+    around = [setting for place, setting in known if inside.is_relative_to(place)]
+    below = [setting for place, setting in known if Path(place).is_relative_to(inside)]
+    where = next(iter(around[-1:] + below[:1]), "")
     hint = f"Set {where} to a path that this user may write to, on a disk with room." if where else ""
     number = errno.ENOTDIR if found.errno == errno.EEXIST and not inside.is_dir() else found.errno
     return ConfigError(f"{os.strerror(number)}: {file}.", where=where, hint=hint)
