@@ -70,10 +70,18 @@ def refusal(error: BaseException, places: Mapping[str, str]) -> ConfigError | No
     known = sorted(places.items())
     around = [setting for place, setting in known if inside.is_relative_to(place)]
     below = [setting for place, setting in known if Path(place).is_relative_to(inside)]
-    where = next(iter(around[-1:] + below[:1]), "")
+    first = below[:1] if _is_file(inside) else []  # a file stands where that setting needs a folder
+    where = next(iter(first + around[-1:] + below[:1]), "")
     hint = f"Set {where} to a path that this user may write to, on a disk with room." if where else ""
-    number = errno.ENOTDIR if found.errno == errno.EEXIST and not inside.is_dir() else found.errno
+    number = errno.ENOTDIR if found.errno == errno.EEXIST and _is_file(inside) else found.errno
     return ConfigError(f"{os.strerror(number)}: {file}.", where=where, hint=hint)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _is_full(place: str) -> bool:

@@ -54,7 +54,7 @@ def test_ctrl_c_leaves_nothing(mine: Footprint) -> None:
 
 def _starts(mine: Footprint) -> bool:
     """Has a replica asked the graph cache? Its engine starts then."""
-    logs = mine.folder.glob("orchestrator-*/*/replica-0/events.jsonl")
+    logs = mine.folder.glob("orchestrator-*/*/replica-0-*/events.jsonl")
     return any('"cache lookup"' in log.read_text() for log in logs)
 
 
