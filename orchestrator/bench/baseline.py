@@ -20,11 +20,6 @@ _AS_ON_GPUS: dict[str, Any] = {
 }
 
 
-def without(*levers: str) -> dict[str, bool]:
-    """Settings of `cold_start` with these switched off."""
-    return dict.fromkeys(levers, False)
-
-
 # way -> settings of `cold_start`; None: not even the plugin is there
 WAYS: Mapping[str, Mapping[str, Any] | None] = MappingProxyType(
     {"stock": None, "stock_gpu_like": _AS_ON_GPUS, "ours": {}}
@@ -36,16 +31,16 @@ def ways(app: AppConfig) -> list[str]:
     return [way for way in WAYS if way != "stock_gpu_like" or app.engine.device is Device.cpu]
 
 
-def cell(app: AppConfig, way: str, more: Mapping[str, Any] | None = None) -> AppConfig:
+def cell(app: AppConfig, way: str, off: tuple[str, ...] = ()) -> AppConfig:
     """The configuration for a way to start.
 
     Args:
         app: the benchmark's.
         way: of WAYS.
-        more: further settings of `cold_start`.
+        off: further levers of `cold_start` that are off.
     """
     made, settings = deepcopy(app), WAYS[way]
     made.fast_cold_start = settings is not None
-    for name, value in {**(settings or {}), **(more or {})}.items():
+    for name, value in {**(settings or {}), **dict.fromkeys(off, False)}.items():
         setattr(made.cold_start, name, value)
     return made

@@ -120,7 +120,7 @@ def _start(session: run.Session, app: AppConfig, way: Way) -> tuple[StartReport,
     label = way.name if way.copied or way.base == "ours" else way.base  # who shares vLLM's own folder
     if way.copied:
         shutil.copytree(session.scratch / way.base / "vllm-cache", session.scratch / label / "vllm-cache")
-    fleet = session.fleet(baseline.cell(app, way.base, baseline.without(*way.off)), label)
+    fleet = session.fleet(baseline.cell(app, way.base, way.off), label)
     report = fleet.start_one("replica-0")
     seconds = [fleet.ask_one("replica-0", ["The sea"], Sampling(max_tokens=1))[0].ttft_s for _ in range(3)]
     fleet.stop()

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator import timeline
 from orchestrator.graph_cache import bundle
 from orchestrator.graph_cache.client import AOT_FOLDER, GraphCacheClient
+from orchestrator.graph_cache.folders import make_private
 from orchestrator.graph_cache.settings import CacheSettings
 
 _CALL_S = 300.0  # for the slowest node
@@ -92,7 +93,7 @@ class MultiNode:
 
 def _prepare(cache: CacheSettings, key: str, root: Path, events_file: Path) -> bool:
     for folder in (events_file.parent, root):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
     timeline.write_logging_config(str(events_file))
     client = GraphCacheClient(cache, "far", timeline.EventLog(root / "far.jsonl"))
     return bool(key) and client.install_ahead(key, root)

@@ -23,6 +23,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.fleet.multi_node import MultiNode
 from orchestrator.fleet.plan import engine_spec
 from orchestrator.graph_cache.client import GraphCacheClient
+from orchestrator.graph_cache.folders import make_private
 from orchestrator.graph_cache.settings import cache_settings
 
 CallbackBase: Any = compat.get(table.CALLBACK)
@@ -91,7 +92,7 @@ class ReplicaStart:
         share = start.share_graphs and not llm_config.engine_kwargs.get("enforce_eager", False)
         scratch = Path(tempfile.mkdtemp(prefix="orchestrator-serve-"))
         root = scratch / "cache" if share else vllms_own_cache()
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(root)
         spec = engine_spec(
             app,
             replica=self.name,

@@ -59,7 +59,7 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
         front.check_free(app.serve.host, app.serve.port)
         os.environ.setdefault("SERVE_SOCKET_REUSE_PORT_ENABLED", "0")  # of two that start at once, one fails
     folders = application.prepare(app, say)
-    with connected(app, say) as (app, url):
+    with _ray_serve(app, say) as (app, url):
         made = application.build(app, folders)
         if app.fast_cold_start and app.cold_start.share_graphs:
             cache_settings(app)  # the registry, before the first replica asks for it
@@ -75,7 +75,7 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
 
 
 @contextmanager
-def connected(app: AppConfig, say: Say) -> Iterator[tuple[AppConfig, str]]:
+def _ray_serve(app: AppConfig, say: Say) -> Iterator[tuple[AppConfig, str]]:
     """Ray, and Ray Serve in it; yields the configuration with the address that is really bound, and the URL."""
     with connect.connected(app.cluster, say) as shape:
         node_models.make_everywhere(application.cells(app), shape)

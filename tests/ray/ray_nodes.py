@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -15,6 +16,12 @@ _FLAGS = {"metrics_agent_port": "dashboard-agent-grpc-port"}  # where it is not 
 def free_port() -> int:
     """A port that nothing listens on now."""
     return ray_start.free_ports(1)[0]
+
+
+def listens(port: int) -> bool:
+    """Does somebody take connections there?"""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def agents() -> dict[str, int]:

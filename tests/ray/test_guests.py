@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,7 +16,7 @@ import psutil
 import pytest
 
 from tests.footprint import Footprint
-from tests.ray.ray_nodes import START, flags, free_port
+from tests.ray.ray_nodes import START, flags, free_port, listens
 from tests.unit.batch_service import line
 from tests.unit.commands import finish, start
 from tests.waiting import HANG_S, wait_for
@@ -45,21 +44,13 @@ def job(mine: Footprint) -> Iterator[Begin]:
         return start(f"jobs/{name}.py", *given, *words, env=env)
 
     try:
-        wait_for(lambda: _listens(gcs) or head.poll() is not None)
+        wait_for(lambda: listens(gcs) or head.poll() is not None)
         yield begin
     finally:
         family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         for process in family:
             process.kill()
         psutil.wait_procs(family, timeout=HANG_S)
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def answers(url: str, model: str = "tiny_llama") -> bool:
@@ -70,6 +61,14 @@ def answers(url: str, model: str = "tiny_llama") -> bool:
         return False
 
 
+def served(job: Begin, url: str, *words: str) -> subprocess.Popen[str]:
+    """A service that answers at an address."""
+    process = job("serve", *words, "serve.drain_s=2")
+    wait_for(lambda: answers(url) or process.poll() is not None, pause_s=0.5)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
 def end(service: subprocess.Popen[str]) -> tuple[int, dict, str]:
     os.killpg(service.pid, signal.SIGINT)
     return finish(service)
@@ -77,10 +76,8 @@ def end(service: subprocess.Popen[str]) -> tuple[int, dict, str]:
 
 def test_services_and_batches_live_side_by_side(job: Begin, mine: Footprint) -> None:
     port = free_port()
-    first = job("serve", f"serve.port={port}", "serve.drain_s=2")
     theirs = f"http://127.0.0.1:{port}"
-    wait_for(lambda: answers(theirs) or first.poll() is not None, pause_s=0.5)
-    assert first.poll() is None, first.communicate()
+    first = served(job, theirs, f"serve.port={port}")
 
     # the same name, and then the same route: refused before anything starts
     for words, where in ((["serve.drain_s=2"], "serve.name"), (["serve.name=mine"], "serve.route_prefix")):
@@ -88,9 +85,8 @@ def test_services_and_batches_live_side_by_side(job: Begin, mine: Footprint) -> 
         assert (code, where in result["error"]) == (2, True), result
 
     # another name and route: it says where it really is
-    second = job("serve", f"serve.port={free_port()}", "serve.name=mine", "serve.route_prefix=/mine", "serve.drain_s=2")
-    wait_for(lambda: answers(f"{theirs}/mine") or second.poll() is not None, pause_s=0.5)
-    assert second.poll() is None, second.communicate()
+    own = (f"serve.port={free_port()}", "serve.name=mine", "serve.route_prefix=/mine")
+    second = served(job, f"{theirs}/mine", *own)
 
     # a batch has its own, and leaves theirs
     (mine.folder / "in.jsonl").write_text("".join(line(f"r{i}", max_tokens=2) for i in range(20)))
@@ -113,10 +109,8 @@ def test_services_and_batches_live_side_by_side(job: Begin, mine: Footprint) -> 
 def test_an_application_that_was_replaced_is_left(job: Begin, mine: Footprint) -> None:
     """Somebody deploys another application under our name, without asking us; our end is not its end."""
     port = free_port()
-    ours = job("serve", f"serve.port={port}", "serve.drain_s=2")
     url = f"http://127.0.0.1:{port}"
-    wait_for(lambda: answers(url) or ours.poll() is not None, pause_s=0.5)
-    assert ours.poll() is None, ours.communicate()
+    ours = served(job, url, f"serve.port={port}")
     program = Path(mine.folder / "theirs.py")
     program.write_text(
         "import sys, ray\nfrom ray import serve\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import psutil
 import pytest
 
 from tests.footprint import processes
-from tests.ray.ray_nodes import RAY, START, flags, free_port, patience
+from tests.ray.ray_nodes import RAY, START, flags, free_port, listens, patience
 from tests.ray.test_jobs import PATIENT
 from tests.unit.commands import ROOT
 from tests.waiting import HANG_S, wait_for
@@ -48,7 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     with (state / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, process_group=0)
     try:
-        wait_for(lambda: _listens(dashboard) or head.poll() is not None)
+        wait_for(lambda: listens(dashboard) or head.poll() is not None)
         assert head.poll() is None, (state / "head.log").read_text()[-2000:]
         yield {**environment, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "STATE": str(state)}
     finally:
@@ -71,11 +70,6 @@ def checkout(folder: Path) -> None:
     for name in (".git", ".venv", ".hypothesis", *grown):
         (folder / name).mkdir()
         (folder / name / "large").write_bytes(os.urandom(1 << 20))
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def submit(

@@ -30,7 +30,7 @@ from orchestrator.errors import ConfigError, ServeError
 from orchestrator.progress import Say
 from orchestrator.runs.batch.answers import as_line, read_line
 from orchestrator.runs.batch.client import Answer, Client
-from orchestrator.runs.batch.requests import Request
+from orchestrator.runs.batch.requests import Request, first_fault
 from orchestrator.runs.batch.service import Target
 
 _ID = "custom_id"
@@ -65,11 +65,10 @@ class Asker:
         except ValueError as error:  # the row's own fault is its own failed line
             name, answer = (
                 str(row.get(_ID)),
-                Answer(400, {"error": {"message": _first(error), "type": "invalid_request_error"}}),
+                Answer(400, {"error": {"message": _fault(error), "type": "invalid_request_error"}}),
             )
         else:
-            if self._model is not None and (self._settings.model or request.body.get("model") is None):
-                request.body["model"] = self._model
+            request.ask_of(self._model, over=bool(self._settings.model))
             name, answered = request.custom_id, await self._client.ask(request)
             if answered is None:
                 return None
@@ -174,11 +173,8 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
-def _first(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{first['msg']} at {'.'.join(map(str, first['loc']))}"
-    return str(error)
+def _fault(error: ValueError) -> str:
+    return first_fault(error) if isinstance(error, ValidationError) else str(error)
 
 
 def _plain(error: BaseException, settings: BatchConfig) -> Exception:

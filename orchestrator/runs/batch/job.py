@@ -172,8 +172,7 @@ class _Asked:
 
     async def _some(self, client: Client, left: Iterator[Request], model: str | None) -> None:
         for request in left:  # shared by all workers, each of which takes the next
-            if model is not None and (self._settings.model or request.body.get("model") is None):
-                request.body["model"] = model
+            request.ask_of(model, over=bool(self._settings.model))
             answer = await client.ask(request)
             if answer is None:
                 self._in_a_row += 1

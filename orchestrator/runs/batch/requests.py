@@ -32,6 +32,18 @@ class Request(BaseModel):
     url: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
     body: dict[str, Any]
 
+    def ask_of(self, model: str | None, *, over: bool) -> None:
+        """Ask it of a model if it names none, or with `over` whatever it names; None: of the one that it names."""
+        if model is not None and (over or self.body.get("model") is None):
+            self.body["model"] = model
+
+
+def first_fault(error: ValidationError) -> str:
+    """What is wrong with a request, in a few words."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{first['msg']}{f' at {where}' if where else ''}"
+
 
 def check(path: str, served: Sequence[str] = (), model: str | None = None) -> set[str]:
     """The ids of all requests, once every line was looked at.
@@ -95,9 +107,7 @@ def _request(path: str, number: int, line: bytes) -> Request:
     try:
         return Request.model_validate(_json(line.decode()))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        _wrong(path, number, f"{first['msg']}{f' at {where}' if where else ''}")
+        _wrong(path, number, first_fault(error))
     except json.JSONDecodeError as error:
         _wrong(path, number, f"Invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except RecursionError:
