@@ -44,6 +44,7 @@ def main() -> int:
         *untouched("a service's zygote", service),
         ("what modules keep of the GPUs", *same(plain, engine)),
         ("a fork asks for itself", engine.get("fork", "") == plain.get("asked"), engine.get("fork", "")),
+        ("Triton's digest is known to forks", engine.get("triton") == "remembered", engine.get("triton", "")),
     ]
     for step, right, result in steps:
         print(f"{'ok   ' if right else 'WRONG'}  {step:32}  {result}")
@@ -123,7 +124,7 @@ def in_this_process(module: str, plain: bool) -> dict[str, Any]:
     mine = [line.split()[1] for line in (log.read_text() if log.exists() else "").splitlines() if _is_mine(line)]
     driver = refused or cuda_driver.initialised() or "untouched"
     found = {"driver": driver, "calls": mine, "threads": server.other_threads(), "kept": kept()}
-    return {**found, **({"asked": asked()} if plain else {"fork": in_a_fork()})}
+    return {**found, **({"asked": asked()} if plain else {"fork": in_a_fork(), "triton": triton_digest()})}
 
 
 def kept() -> dict[str, str]:
@@ -147,6 +148,22 @@ def asked() -> str:
 
     said = f"{torch.cuda.device_count()} GPUs, {torch.cuda.get_device_name(0)} {torch.cuda.get_device_capability(0)}"
     return f"{said}, 1 + 1 = {(torch.ones(1, device='cuda') + 1).item():.0f}" if LOG not in os.environ else said
+
+
+def triton_digest() -> str:
+    """Is Triton's part of a compile key there without reading Triton's files?"""
+    from torch._inductor import codecache
+    from torch._inductor.runtime import triton_compat
+
+    def reads() -> str:
+        raise RuntimeError("a fork would read all of Triton")
+
+    triton_compat.triton_key = reads
+    try:
+        codecache.triton_key()
+    except RuntimeError as error:
+        return str(error)
+    return "remembered"
 
 
 def in_a_fork() -> str:

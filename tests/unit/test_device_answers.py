@@ -15,6 +15,7 @@ import pytest
 from orchestrator import compat
 from orchestrator.compat import lookup, patching, table
 from tests.unit.commands import ROOT
+from tests.waiting import wait_for
 
 torch = pytest.importorskip("torch")
 from orchestrator.engine.vllm import cuda_driver, device_answers, read_devices  # noqa: E402
@@ -164,6 +165,7 @@ def test_the_gpus_are_those_of_the_raylet_not_of_the_worker_that_came_first(prog
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     raylet = subprocess.Popen(["sleep", "600"], env={"PATH": "/bin:/usr/bin", "CUDA_VISIBLE_DEVICES": "2,3"})
     try:
+        wait_for(Path(f"/proc/{raylet.pid}/environ").read_bytes)  # empty until its exec has come to an end
         for variable, value in (("RAY_RAYLET_PID", str(raylet.pid)), ("RAY_RAYLET_PID", "")):
             monkeypatch.setenv(variable, value)
             with device_answers.imports_without_a_device():

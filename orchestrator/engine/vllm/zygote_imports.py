@@ -35,12 +35,13 @@ with device_answers.imports_without_a_device():
     for module in (table.DEFAULT_WORKER, table.AOT_MODULE, table.COMPILE_MODULE, table.STANDALONE_MODULE):
         compat.load(module)
     load_general_plugins()
-    # Each of these takes half a second, once; what they return is remembered, here and in every fork.
+    # Each of these takes half a second, once, and far longer where their files come from a slow disk: Triton's library
+    # alone has 400 MB, and its digest is in every compile key. What they return is remembered, here and in every fork.
     with suppress(compat.Gone):
         compat.get(table.TORCH_KEY)()
     with suppress(compat.Gone):
-        if current_platform.is_cpu():  # with GPUs it asks CUDA for the device's name
-            compat.get(table.SYSTEM)()
+        # with GPUs the whole asks CUDA for the device's name; Triton's part does not
+        compat.get(table.SYSTEM if current_platform.is_cpu() else table.TRITON_KEY)()
 compat.check()  # forks know the result
 
 
