@@ -3,12 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all unit simulation ray engine check setup gpu-rehearsal versions drift peer lock figures clean
+.PHONY: run test test-all unit commands simulation ray engine check setup gpu-rehearsal versions drift peer lock figures clean
 
 run: $(VENV)/.run
 	$(BIN)/python jobs/run.py graph_cache=per_run $(ARGS)
 
-# What every change has to pass: minutes. Tests of the unit tier and of Ray run side by side, engines one after the other.
+# What every change has to pass: minutes. Its parts are in tests/parts.py.
 test: $(VENV)/.dev
 	$(BIN)/python -m tests.parts $(ARGS)
 
@@ -16,7 +16,7 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(BIN)/python -m tests.parts --all $(ARGS)
 
-unit simulation ray engine: $(VENV)/.dev
+unit commands simulation ray engine: $(VENV)/.dev
 	$(BIN)/python -m tests.parts --only $@ $(ARGS)
 
 check: $(VENV)/.dev

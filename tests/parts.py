@@ -24,12 +24,13 @@ from tests import whole
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "tests"
 CORES = len(os.sched_getaffinity(0))
-# Engines come last, and one after the other: each start takes all cores.
+# Engines come last, two at a time: a start has long stretches on one core.
 PARTS = {
     "unit": ["tests/unit", "-n", str(min(CORES, 8)), "--dist", "loadfile"],
+    "commands": ["tests/commands", "-n", str(min(CORES, 8)), "--dist", "worksteal"],
     "simulation": ["tests/simulation", "-n", str(CORES), "--dist", "worksteal"],
     "ray": ["tests/ray", "-n", str(min(CORES, 4)), "--dist", "loadfile"],
-    "engine": ["tests/engine", "tests/gpu"],
+    "engine": ["tests/engine", "tests/gpu", "-n", str(min(CORES, 2)), "--dist", "loadfile"],
 }
 NO_TESTS = 5  # pytest's exit code
 

@@ -81,10 +81,16 @@ LONG: dict[str, tuple[str, ...]] = {
         "ray/test_store_under_fire.py::test_every_acknowledged_entry_loads[long-s3]",
     ),
     "a Ray for each run; tests/unit/test_batch_dataset.py has the rows": ("ray/test_batch_dataset.py",),
-    "100,000 requests; tests/unit/test_batch.py has each fault with a few": ("ray/test_long_batch.py",),
+    "100,000 requests; tests/commands/test_batch.py has each fault with a few": ("ray/test_long_batch.py",),
     "waits until Ray gives up": ("ray/test_ray_start.py::test_without_given_ports_it_does_not",),
-    "64 actors on two cores; make test has 16, tests/unit/test_fleet_parts.py has 64 that are no processes": (
-        "ray/test_fleet.py::test_all_that_start_are_looked_at_in_one_go[many]",
+    "16 or 64 actors on two cores; tests/unit/test_fleet_parts.py has 64 that are no processes": (
+        "ray/test_fleet.py::test_all_that_start_are_looked_at_in_one_go",
+    ),
+    "half a minute of set-up; test_nodes.py and test_s3.py have graphs that others compiled": (
+        "ray/test_multi_node.py::test_the_second_node_starts_without_compiling",
+    ),
+    "200 bundles; tests/unit/test_node_cache.py has the limits with a few": (
+        "ray/test_nodes.py::test_two_hundred_bundles_come_and_go_and_nothing_stays",
     ),
     "measures first, with up to eight replicas at once": (
         "ray/test_sweeps.py::test_large_clusters_are_simulated_from_what_is_measured",

@@ -49,13 +49,17 @@ def ask(call: Callable[[], T], seconds: float = _PATIENCE_S) -> T:
     return answer[0]
 
 
-def status(name: str) -> str:
+def status(name: str, seconds: float = _PATIENCE_S) -> str:
     """An application's state, as Ray Serve calls it: DEPLOYING, RUNNING, ..., NOT_STARTED where there is none.
+
+    Args:
+        name: of the application.
+        seconds: to wait for the answer.
 
     Raises:
         ServeError: see `ask`.
     """
-    found = _application(name)
+    found = _application(name, seconds)
     return str(found.status.value) if found else "NOT_STARTED"
 
 
@@ -121,5 +125,5 @@ def remove(name: str, seconds: float) -> bool:
     return True
 
 
-def _application(name: str) -> Any:
-    return ask(serve.status).applications.get(name)
+def _application(name: str, seconds: float = _PATIENCE_S) -> Any:
+    return ask(serve.status, seconds).applications.get(name)

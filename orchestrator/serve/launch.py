@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -153,5 +154,6 @@ def _greet(app: AppConfig, service: Service, say: Say) -> None:
 def _until_interrupted(name: str) -> None:
     while True:
         time.sleep(1.0)
-        if controller.status(name) in ("DEPLOY_FAILED", "NOT_STARTED"):
+        # a controller that is slow to answer is no reason to end a service that works
+        if controller.status(name, math.inf) in ("DEPLOY_FAILED", "NOT_STARTED"):
             raise ServeError(f"The application failed: {controller.reason(name)}"[:1000])

@@ -13,7 +13,7 @@ from ray.util import metrics
 
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import serve_hook
-from orchestrator.errors import EngineDeadError
+from orchestrator.errors import EngineDeadError, one_line
 from orchestrator.serve.callback import FastColdStart
 from orchestrator.serve.status_board import Board
 
@@ -52,9 +52,13 @@ class Server(LLMServer):
         """Return if the engine generates: a request got a token lately, or a probe gets one in time.
 
         Raises:
-            EngineDeadError: it does not; after three of these Ray Serve replaces the replica.
+            EngineDeadError: it does not; after three of these Ray Serve replaces the replica. Never a class of vLLM's:
+                Ray Serve's controller would import vLLM to read it, and answer nobody meanwhile.
         """
-        await super().check_health()
+        try:
+            await super().check_health()
+        except Exception as error:
+            raise EngineDeadError(f"{self._start.name}: {one_line(error)}", replica=self._start.name) from None
         if time.monotonic() - self._last_token > self._settings.health_period_s:
             try:
                 async with asyncio.timeout(self._settings.health_timeout_s):

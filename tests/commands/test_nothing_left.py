@@ -16,7 +16,7 @@ from orchestrator.engine.vllm import reaper
 from orchestrator.graph_cache.folders import make_private
 from orchestrator.graph_cache.node_cache import NodeCopies
 from tests.unit.commands import ROOT
-from tests.unit.killed_replicas import LIMITS, payload
+from tests.commands.killed_replicas import LIMITS, payload
 from tests.waiting import HANG_S, wait_for
 
 HOURS = 168 if os.environ.get("ORCHESTRATOR_TEST_ALL") else 24  # of a week, of a day
@@ -33,7 +33,7 @@ def ignores(pid: int, number: signal.Signals) -> bool:
 
 
 def test_nothing_of_killed_replicas_stays(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.unit.killed_replicas", str(tmp_path), str(HOURS)]
+    command = [sys.executable, "-m", "tests.commands.killed_replicas", str(tmp_path), str(HOURS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stderr
     wait_for(lambda: not reapers(tmp_path), lambda: str(reapers(tmp_path)))

@@ -173,7 +173,7 @@ def test_a_report_that_cannot_be_written_keeps_the_figures(tmp_path: Path) -> No
     (out / "sweep.json").mkdir(parents=True)
     words = ["-m", "engine=fake", "model=tiny_llama", f"hydra.sweep.dir={out}", "+engine.extra.stub=well"]
     env = {**os.environ, "ORCHESTRATOR_HOME": str(tmp_path), "PYTHONPATH": "."}
-    code, result, _ = ended(start("tests/unit/stub_sweep.py", *words, env=env))
+    code, result, _ = ended(start("tests/commands/stub_sweep.py", *words, env=env))
     assert (code, result["ok"]) == (1, False)
     assert "IsADirectoryError" in result["error"]
     assert [cell["ok"] for cell in result["cells"]] == [True]

@@ -39,7 +39,7 @@ def test_every_cell_of_a_sweep_is_told_of_them(own: str, tmp_path: Path) -> None
     parallel = min(2, len(os.sched_getaffinity(0))) if own.startswith("--") else 1
     words = ["-m", own, *MINE, "replicas=1,2", f"sweep.parallel={parallel}", f"hydra.sweep.dir={tmp_path}/out"]
     env = {**os.environ, "ORCHESTRATOR_HOME": str(tmp_path), "PYTHONPATH": "."}
-    code, result, err = finish(start("tests/unit/stub_sweep.py", *words, env=env))
+    code, result, err = finish(start("tests/commands/stub_sweep.py", *words, env=env))
     assert code == 0, err
     assert len(result["cells"]) == 2
     asked = [json.loads((tmp_path / "out" / str(i) / "stub.json").read_text())["words"] for i in range(2)]
@@ -54,7 +54,7 @@ def test_a_primary_configuration_of_ones_own_reaches_cells(tmp_path: Path) -> No
     (folder / "all.yaml").write_text("defaults:\n  - config\n  - _self_\nreplicas: 7\n")
     words = ["-m", f"--config-dir={folder}", "--config-name=all", *MINE, f"hydra.sweep.dir={tmp_path}/out"]
     env = {**os.environ, "ORCHESTRATOR_HOME": str(tmp_path), "PYTHONPATH": "."}
-    code, _, err = finish(start("tests/unit/stub_sweep.py", *words, env=env))
+    code, _, err = finish(start("tests/commands/stub_sweep.py", *words, env=env))
     assert code == 0, err
     assert composed(*json.loads((tmp_path / "out" / "0" / "stub.json").read_text())["words"])["replicas"] == 7
 

@@ -1,6 +1,6 @@
 """A sweep whose cells start no engine: each is a process that does what `+engine.extra.stub` says (see `CELLS`).
 
-`python tests/unit/stub_sweep.py -m ...` is `python jobs/sweep.py -m ...` but for that.
+`python tests/commands/stub_sweep.py -m ...` is `python jobs/sweep.py -m ...` but for that.
 """
 
 import json
