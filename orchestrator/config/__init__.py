@@ -27,6 +27,7 @@ from orchestrator.config.groups import (
     ServeModelConfig,
     SuiteEntry,
     SweepConfig,
+    WarmConfig,
     WorkloadConfig,
 )
 from orchestrator.errors import ConfigError
@@ -55,6 +56,7 @@ __all__ = [
     "ServeModelConfig",
     "SuiteEntry",
     "SweepConfig",
+    "WarmConfig",
     "WorkloadConfig",
     "load",
     "places",
@@ -75,6 +77,7 @@ class AppConfig:
     serve: ServeConfig = field(default_factory=ServeConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    warm: WarmConfig = field(default_factory=WarmConfig)
     upload: str | None = None  # folder or URI that a job's outputs are copied to when it ends, well or not
     fast_cold_start: bool = True
     replicas: int = 2

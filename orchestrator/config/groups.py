@@ -149,6 +149,13 @@ class BatchConfig:
 
 
 @dataclass
+class WarmConfig:
+    """What `jobs/warm.py` compiles with."""
+
+    weights: bool = False  # the model's own, where its graphs do not need them; false: none is read, vLLM makes some up
+
+
+@dataclass
 class SweepConfig:
     """How a multirun treats its cells; each runs in a process of its own."""
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from orchestrator.config import AppConfig
 from orchestrator.engine.start_report import StartReport
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, EngineStartError
 from orchestrator.graph_cache.restore_result import Outcome
+from orchestrator.models import weights_needed
 from orchestrator.progress import Say
 from orchestrator.runs import run
 
@@ -24,11 +25,13 @@ class WarmResult:
     Attributes:
         first: the replica that compiled, or found everything in the store already.
         second: the fresh replica that loaded what the first published; None where the first had nothing to publish.
+        weights: why both had the model's weights; "" where vLLM made some up.
     """
 
     model: str
     first: StartReport
     second: StartReport | None
+    weights: str
 
     @property
     def kv_parity(self) -> bool:
@@ -53,6 +56,7 @@ class WarmResult:
             "ok": self.ok,
             "model": self.model,
             "key": self.first.receipt.key,
+            "weights": f"the model's: {self.weights}" if self.weights else "made up",
             "outcomes": [r.receipt.outcome.value for r in reports],
             "published": self.first.receipt.published,
             "bytes": self.first.receipt.bytes,
@@ -63,7 +67,7 @@ class WarmResult:
 
 
 def execute(app: AppConfig, say: Say) -> WarmResult:
-    """Start one replica; if it compiled, start another after it.
+    """Start one replica; if it compiled, start another after it. No weights are read where the graphs do not need them.
 
     Raises:
         ConfigError: nothing would be shared.
@@ -77,6 +81,24 @@ def execute(app: AppConfig, say: Say) -> WarmResult:
         )
     app = deepcopy(app)
     app.replicas = 1
+    reason = "warm.weights=true" if app.warm.weights else weights_needed.why(app.model, app.engine)
+    if not reason:
+        try:
+            return _warmed(_without_weights(app), say, "")
+        except EngineStartError as error:
+            reason = f"without them {error}"
+    say("warm", f"with the model's weights: {reason}")
+    return _warmed(app, say, reason)
+
+
+def _without_weights(app: AppConfig) -> AppConfig:
+    app = deepcopy(app)
+    app.model.weights = False
+    app.engine.extra.pop("load_format", None)
+    return app
+
+
+def _warmed(app: AppConfig, say: Say, weights: str) -> WarmResult:
     with run.session(app, say) as session:
         reports: list[StartReport] = []
         for label in ("compile", "verify"):
@@ -86,4 +108,4 @@ def execute(app: AppConfig, say: Say) -> WarmResult:
             if reports[0].receipt.outcome in _LOADED:
                 say("warm", "the store has it already")
                 break
-    return WarmResult(app.model.name, reports[0], reports[1] if len(reports) > 1 else None)
+    return WarmResult(app.model.name, reports[0], reports[1] if len(reports) > 1 else None, weights)

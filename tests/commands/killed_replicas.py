@@ -1,4 +1,4 @@
-"""Start replicas one after the other, and kill each at some moment: python -m tests.commands.killed_replicas FOLDER COUNT
+"""Start replicas one after the other, and kill each at some moment: python -m tests.commands.killed_replicas DIR COUNT
 
 Each is a fork with an engine that starts nothing; it has a socket, installs a bundle on the node, and then waits.
 """

@@ -15,8 +15,8 @@ import pytest
 from orchestrator.engine.vllm import reaper
 from orchestrator.graph_cache.folders import make_private
 from orchestrator.graph_cache.node_cache import NodeCopies
-from tests.unit.commands import ROOT
 from tests.commands.killed_replicas import LIMITS, payload
+from tests.unit.commands import ROOT
 from tests.waiting import HANG_S, wait_for
 
 HOURS = 168 if os.environ.get("ORCHESTRATOR_TEST_ALL") else 24  # of a week, of a day

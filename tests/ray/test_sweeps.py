@@ -1,4 +1,4 @@
-"""Sweeps, suites and benchmarks of real runs; what a sweep does with its cells is in tests/commands/test_sweep_cells.py."""
+"""Sweeps, suites and benchmarks of real runs; what a sweep does with its cells: tests/commands/test_sweep_cells.py."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 pytest.importorskip("vllm")
-from ray.serve.llm.deployment import LLMServer  # noqa: E402
-from vllm.v1.engine.exceptions import EngineDeadError as VllmDead  # noqa: E402
+from ray.serve.llm.deployment import LLMServer
+from vllm.v1.engine.exceptions import EngineDeadError as VllmDead
 
-from orchestrator.errors import EngineDeadError  # noqa: E402
-from orchestrator.serve.server import Server  # noqa: E402
+from orchestrator.errors import EngineDeadError
+from orchestrator.serve.server import Server
 
 
 @pytest.mark.parametrize("raised", [VllmDead(), RuntimeError("a\nb"), VllmDead(suppress_context=True)])
@@ -24,7 +24,7 @@ def test_a_dead_engine_is_told_in_a_class_of_ours(raised: Exception, monkeypatch
     monkeypatch.setattr(LLMServer, "check_health", check_health)
     server = object.__new__(Server)
     server._start = SimpleNamespace(name="model:tiny#1")
-    with pytest.raises(EngineDeadError, match="^model:tiny#1: .*Error: ") as error:
+    with pytest.raises(EngineDeadError, match=r"^model:tiny#1: .*Error: ") as error:
         asyncio.run(server.check_health())
     written = pickle.dumps(error.value)
     assert b"vllm" not in written
