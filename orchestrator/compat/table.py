@@ -160,6 +160,7 @@ RAYLET = Name("ray._private.ray_constants", "PROCESS_TYPE_RAYLET", Use.read, (f.
 ASYNC_LLM = Name("vllm.v1.engine.async_llm", "AsyncLLM", Use.patched, (f.SERVE_HOOK,), "our start around the engine that Ray makes", "vllm_config, ...")
 SHUTDOWN = Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", Use.overridden, (f.SERVE_HOOK,), "nothing left behind", "self, timeout")
 CALLBACK = Name("ray.llm._internal.common.callbacks.base", "CallbackBase", Use.base, (f.SERVE_FRONT,), "before Ray makes vLLM's configuration", "llm_config, raise_error_on_callback, ctx_kwargs, ...")
+SCALING = Name("ray.serve.autoscaling_policy", "_apply_autoscaling_config", Use.called, (f.SCALING,), "delays and factors, as Ray Serve applies them to any policy", "policy_func")
 METADATA = Name("ray.llm._internal.serve.core.configs.openai_api_models", "to_model_metadata", Use.called, (f.SERVE_FRONT,), "what /v1/models says", "model_id, model_config, ...")
 HTTP_ERROR = Name("ray.llm._internal.serve.core.configs.openai_api_models", "OpenAIHTTPException", Use.called, (f.SERVE_FRONT,), "errors in OpenAI's form", "status_code, message, type, ...")
 ENDPOINTS = Name("ray.llm._internal.serve.core.ingress.ingress", "DEFAULT_ENDPOINTS", Use.read, (f.SERVE_FRONT,), "Ray's routes")

@@ -14,7 +14,16 @@ from omegaconf import OmegaConf
 from orchestrator import paths
 from orchestrator.compat import versions
 from orchestrator.config import bounds, extra
-from orchestrator.config.enums import BatchEngine, BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
+from orchestrator.config.enums import (
+    Autoscaling,
+    BatchEngine,
+    BenchKind,
+    ClusterKind,
+    Device,
+    EngineKind,
+    KvUpdate,
+    ModelSource,
+)
 from orchestrator.config.groups import (
     BatchConfig,
     BenchConfig,
@@ -38,6 +47,7 @@ CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir
 __all__ = [
     "CONF",
     "AppConfig",
+    "Autoscaling",
     "BatchConfig",
     "BatchEngine",
     "BenchConfig",

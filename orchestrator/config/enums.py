@@ -51,6 +51,13 @@ class BatchEngine(Enum):
     ray_data = "ray_data"
 
 
+class Autoscaling(Enum):
+    """When a service's replicas are asked for: when the load is there, or a start's time before."""
+
+    reactive = "reactive"
+    ahead = "ahead"
+
+
 class BenchKind(Enum):
     """Which benchmark `jobs/bench.py` runs."""
 
@@ -63,4 +70,5 @@ class BenchKind(Enum):
     soak = "soak"
     contention = "contention"
     simulate = "simulate"
+    autoscale = "autoscale"
     all = "all"

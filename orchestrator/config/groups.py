@@ -10,7 +10,16 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from orchestrator.config.enums import BatchEngine, BenchKind, ClusterKind, Device, EngineKind, KvUpdate, ModelSource
+from orchestrator.config.enums import (
+    Autoscaling,
+    BatchEngine,
+    BenchKind,
+    ClusterKind,
+    Device,
+    EngineKind,
+    KvUpdate,
+    ModelSource,
+)
 
 
 @dataclass
@@ -128,6 +137,7 @@ class BenchConfig:
     replicas_per_node: int = 10
     cores_per_node: int = 16
     boot_s: float = 0.0  # until a simulated node is there
+    starts_s: list[float] = field(default_factory=lambda: [5.0, 30.0, 120.0])  # of a simulated service's replicas
     suite: list[SuiteEntry] = field(default_factory=list)  # of kind=all
     offline: dict[str, str] = field(default_factory=dict)  # models that stand in for the hub's where it does not answer
 
@@ -188,6 +198,8 @@ class ServeConfig:
     target_ongoing_requests: float = 4.0
     upscale_delay_s: float = 5.0
     downscale_delay_s: float = 120.0
+    autoscaling: Autoscaling = Autoscaling.reactive  # Ray Serve's own policy, or ours, which looks ahead
+    start_s: float = 60.0  # with autoscaling=ahead: how long a start takes, until one was seen
     api_keys_file: str | None = None  # a key a line; None: no keys, on loopback only
     max_body_kib: int = 1024
     max_n: int = 16  # answers to one prompt

@@ -44,7 +44,9 @@ class Service:
         return httpx.post(f"{self.address}{path}", content=content, headers=headers, timeout=HANG_S)
 
     def status(self) -> dict:
-        return httpx.get(f"{self.address}/status.json", headers={"Authorization": f"Bearer {KEY}"}).json()
+        return httpx.get(
+            f"{self.address}/status.json", headers={"Authorization": f"Bearer {KEY}"}, timeout=HANG_S
+        ).json()
 
     def wait_for(self, condition, what: str) -> None:
         def holds() -> bool:
@@ -63,7 +65,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         sys.executable, "jobs/serve.py", f"model={MODEL}", "graph_cache=per_run", f"hydra.run.dir={folder}",
         f"serve.port={port}", f"serve.api_keys_file={folder}/keys", "serve.min_replicas=1", "serve.max_replicas=2",
         "serve.target_ongoing_requests=2", "serve.upscale_delay_s=0.5", "serve.downscale_delay_s=600",
-        "serve.health_period_s=2", "cluster.num_cpus=4", "engine.kv_cache_gib=0.25",
+        "serve.autoscaling=ahead", "serve.health_period_s=2", "cluster.num_cpus=4", "engine.kv_cache_gib=0.25",
     ]  # fmt: skip
     mine = Footprint()
     process = subprocess.Popen(
@@ -165,8 +167,8 @@ def test_without_a_right_key_there_is_nothing(service: Service, key: str | None)
     for path in ("/v1/completions", "/v1/chat/completions"):
         answer = service.post(path, "{}", key)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-    assert httpx.get(f"{service.address}/status").status_code == 401
-    assert httpx.get(f"{service.address}/health").status_code == 200
+    assert httpx.get(f"{service.address}/status", timeout=HANG_S).status_code == 401
+    assert httpx.get(f"{service.address}/health", timeout=HANG_S).status_code == 200
 
 
 def test_a_batch_through_it(service: Service, tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_metrics_tell_how_replicas_started(service: Service) -> None:
     (line,) = [line for line in service.output if line.startswith("metrics ")]
 
     def found() -> bool:
-        text = httpx.get(line.split()[1], timeout=30).text
+        text = httpx.get(line.split()[1], timeout=HANG_S).text
         return 'outcome="hit"' in text and 'phase="weights"' in text and "vllm_time_to_first_token" in text
 
     service.wait_for(found, "no metrics")

@@ -33,12 +33,13 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path, mine:
     url = f"http://127.0.0.1:{port}/v1"
     try:
         wait_until_served(f"{url}/models", service, tmp_path / "log")
-        assert {m["id"] for m in httpx.get(f"{url}/models").json()["data"]} == {"tiny_llama", "tiny_qwen3"}
+        served = httpx.get(f"{url}/models", timeout=HANG_S).json()["data"]
+        assert {m["id"] for m in served} == {"tiny_llama", "tiny_qwen3"}
         for model in ("tiny_llama", "tiny_qwen3"):  # the second one has no replica until it is asked for
             answer = httpx.post(f"{url}/completions", json={"model": model, **BODY}, timeout=HANG_S)
             assert answer.status_code == 200, answer.text
             assert answer.json()["usage"]["completion_tokens"] == 2
-        page = httpx.get(f"http://127.0.0.1:{port}/status").text
+        page = httpx.get(f"http://127.0.0.1:{port}/status", timeout=HANG_S).text
         assert "tiny_llama" in page
         assert "tiny_qwen3" in page
     finally:

@@ -1,0 +1,187 @@
+"""A service under an autoscaling policy, as discrete events: Ray Serve's real policy wrapper, made-up replicas.
+
+Left out: the router's mistakes (a request goes to the replica with the fewest), prefill (a slot answers at once), nodes
+that have to boot, starts that fail, and the ten seconds between reports of handles: the policy sees the mean of the
+last `look_back_period_s` as it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from ray.serve import autoscaling_policy
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
+
+from orchestrator import compat
+from orchestrator.bench.simulator.traces import Trace
+from orchestrator.compat import table
+
+_TICK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """What replicas are like.
+
+    Attributes:
+        start_s: from the decision to the first token.
+        slots: requests that one works on at a time; more wait in it.
+        answer_s: median seconds for an answer; they are log-normal.
+        late_s: a first token that comes later than this is a miss.
+    """
+
+    start_s: float
+    slots: int = 8
+    answer_s: float = 6.0
+    late_s: float = 2.0
+
+
+@dataclass
+class Outcome:
+    """How it went.
+
+    Attributes:
+        requests: that came.
+        misses: of these, whose first token came late.
+        replica_s: seconds of all replicas, their starts included.
+        changes: how often the number of replicas turned from growing to shrinking, or back.
+    """
+
+    requests: int = 0
+    misses: int = 0
+    replica_s: float = 0.0
+    changes: int = 0
+
+
+@dataclass(eq=False)
+class _Replica:
+    ready: float
+    busy: int = 0
+    leaving: bool = False
+    waiting: deque[float] = field(default_factory=deque)
+
+
+class _Service:
+    def __init__(self, like: Replicas, seed: int) -> None:
+        self.like, self.outcome = like, Outcome()
+        self.replicas: list[_Replica] = []
+        self.held: deque[float] = deque()  # where there is no replica
+        self._draw = random.Random(seed)
+        self._ends: list[tuple[float, int, _Replica]] = []
+        self._count = 0
+
+    def ongoing(self) -> int:
+        return len(self.held) + sum(r.busy + len(r.waiting) for r in self.replicas)
+
+    def arrive(self, now: float) -> None:
+        self.outcome.requests += 1
+        there = [r for r in self.replicas if r.ready <= now and not r.leaving]
+        if not there:
+            self.held.append(now)
+            return
+        self._take(min(there, key=lambda r: r.busy + len(r.waiting)), now, now)
+
+    def until(self, now: float) -> None:
+        """Let answers end that end by now."""
+        while self._ends and self._ends[0][0] <= now:
+            at, _, replica = heapq.heappop(self._ends)
+            replica.busy -= 1
+            if replica.waiting:
+                self._begin(replica, replica.waiting.popleft(), at)
+        there = [r for r in self.replicas if r.ready <= now and not r.leaving]
+        while self.held and there:
+            self._take(min(there, key=lambda r: r.busy + len(r.waiting)), self.held.popleft(), now)
+        self.replicas = [r for r in self.replicas if not (r.leaving and not r.busy and not r.waiting)]
+
+    def scale(self, target: int, now: float) -> None:
+        staying = [r for r in self.replicas if not r.leaving]
+        self.replicas += [_Replica(now + self.like.start_s) for _ in range(target - len(staying))]
+        # those that are not ready yet go first, then those with the least to do
+        order = sorted(staying, key=lambda r: (r.ready <= now, r.busy + len(r.waiting), -r.ready))
+        for replica in order[: max(0, len(staying) - target)]:
+            replica.leaving = True
+            replica.waiting, left = deque(), replica.waiting
+            for came in left:
+                self.held.append(came)
+
+    def _take(self, replica: _Replica, came: float, now: float) -> None:
+        if replica.busy < self.like.slots:
+            self._begin(replica, came, now)
+        else:
+            replica.waiting.append(came)
+
+    def _begin(self, replica: _Replica, came: float, now: float) -> None:
+        self.outcome.misses += now - came > self.like.late_s
+        replica.busy += 1
+        self._count += 1
+        heapq.heappush(self._ends, (now + self._draw.lognormvariate(0, 0.5) * self.like.answer_s, self._count, replica))
+
+
+def simulate(
+    policy: Callable[[Any], Any], config: AutoscalingConfig, trace: Trace, like: Replicas, seed: int
+) -> Outcome:
+    """Let a load meet a policy.
+
+    Args:
+        policy: as Ray Serve takes it, by `AutoscalingPolicy`.
+        config: delays, bounds, target.
+        trace: the load.
+        like: the replicas.
+        seed: of arrivals and answers.
+    """
+    service = _Service(like, seed)
+    for _ in range(config.min_replicas):
+        service.replicas.append(_Replica(0.0))
+    arrivals = trace.arrivals(seed)
+    target, grew = config.min_replicas, 0
+    state: dict[str, Any] = {}
+    seen: deque[int] = deque(maxlen=round(config.look_back_period_s / _TICK_S))
+    with _clock() as (clock, decide):
+        wrapped, coming = decide(policy), next(arrivals, float("inf"))
+        while clock.now < trace.seconds:
+            clock.now += _TICK_S
+            while coming <= clock.now:
+                service.until(coming)
+                service.arrive(coming)
+                coming = next(arrivals, float("inf"))
+            service.until(clock.now)
+            seen.append(service.ongoing())
+            service.outcome.replica_s += len(service.replicas) * _TICK_S
+            staying = [r for r in service.replicas if not r.leaving]
+            running = [r for r in staying if r.ready <= clock.now]
+            wanted, state = wrapped(_context(clock.now, len(running), target, sum(seen) / len(seen), state, config))
+            wanted = min(max(round(wanted), config.min_replicas), config.max_replicas)
+            if wanted != target:
+                turned = 1 if wanted > target else -1
+                service.outcome.changes += turned != grew
+                grew = turned
+                service.scale(wanted, clock.now)
+                target = wanted
+    return service.outcome
+
+
+def _context(now: float, running: int, target: int, load: float, state: dict[str, Any], config: Any) -> Any:
+    return AutoscalingContext(
+        deployment_id=None, deployment_name="model", app_name="simulated", current_num_replicas=running,
+        target_num_replicas=target, running_replicas=[None] * running, total_num_requests=load,
+        total_queued_requests=0.0, aggregated_metrics={}, raw_metrics={},
+        capacity_adjusted_min_replicas=config.min_replicas, capacity_adjusted_max_replicas=config.max_replicas,
+        policy_state=state, last_scale_up_time=None, last_scale_down_time=None, current_time=now, config=config,
+    )  # fmt: skip
+
+
+@contextmanager
+def _clock() -> Iterator[tuple[Any, Any]]:
+    """Ray Serve's delays by a clock that we turn; yields it, and Ray Serve's wrapper of policies."""
+    clock = SimpleNamespace(now=0.0)
+    clock.time = lambda: clock.now
+    with mock.patch.object(autoscaling_policy, "time", clock):
+        yield clock, compat.get(table.SCALING)
