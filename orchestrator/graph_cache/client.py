@@ -61,7 +61,8 @@ class GraphCacheClient:
         Returns:
             A provisional receipt: `hit` means installed, `compiled` means that there was nothing to install.
         """
-        self._factors = factors
+        # plain strings: torch's version is a class of torch's, and the registry would import torch to read it
+        self._factors = {str(name): str(value) for name, value in factors.items()}
         receipt = Receipt(Outcome.compiled, key=key.digest(factors))
         if self.registry is None or unshared:
             return replace(receipt, outcome=Outcome.stock, key="", reason=unshared)
@@ -121,7 +122,7 @@ class GraphCacheClient:
 
     def _restore(self, receipt: Receipt, cache_root: Path, started: float) -> Receipt:
         wait_s = self.settings.wait_s
-        call = self.registry.acquire.remote(receipt.key, dict(self._factors), self._who, wait_s)
+        call = self.registry.acquire.remote(receipt.key, self._factors, self._who, wait_s)
         answer = ray.get(call, timeout=wait_s + 30)
         waited = time.monotonic() - started if answer["waited"] else 0.0
         self.events.mark("cache wait" if answer["waited"] else "cache lookup")

@@ -69,3 +69,23 @@ def test_the_registry_is_not_asked_and_the_receipt_says_why(tmp_path: Path) -> N
     assert (receipt.outcome, receipt.reason, receipt.key) == (Outcome.stock, "the compile cache is disabled", "")
     assert client.publish(receipt, EngineFacts(), tmp_path) == receipt
     client.abandon(receipt)
+
+
+def test_the_registry_needs_nobodys_classes_to_read_a_key(tmp_path: Path) -> None:
+    class Version(str):  # as torch.__version__: who reads it imports torch
+        __slots__ = ()
+
+    asked: list[Any] = []
+
+    class Acquire:
+        @staticmethod
+        def remote(*words: Any) -> None:
+            asked.extend(words)
+            raise ConnectionError("seen enough")
+
+    settings: Any = SimpleNamespace(registry=SimpleNamespace(acquire=Acquire), wait_s=1.0)
+    client = GraphCacheClient(settings, "replica-0", EventLog(tmp_path / "events.jsonl"))
+    receipt = client.restore({Version("torch"): Version("2.13.0")}, tmp_path)
+    assert receipt.reason == "ConnectionError: seen enough"
+    assert asked[:2] == [receipt.key, {"torch": "2.13.0"}]
+    assert {type(word) for pair in asked[1].items() for word in pair} == {str}
