@@ -199,7 +199,8 @@ class ServeConfig:
     upscale_delay_s: float = 5.0
     downscale_delay_s: float = 120.0
     autoscaling: Autoscaling = Autoscaling.reactive  # Ray Serve's own policy, or ours, which looks ahead
-    start_s: float = 60.0  # with autoscaling=ahead: how long a start takes, until one was seen
+    start_s: float = 60.0  # how long a start takes, until one was seen: for autoscaling=ahead, and for Retry-After
+    max_held: int = 1000  # requests that wait for a model's first replica; the others are told to come back (429)
     api_keys_file: str | None = None  # a key a line; None: no keys, on loopback only
     max_body_kib: int = 1024
     max_n: int = 16  # answers to one prompt

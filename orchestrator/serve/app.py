@@ -108,6 +108,7 @@ def build(app: AppConfig, folders: dict[str, str]) -> Any:
         {llm.model_id: compat.get(table.METADATA)(llm.model_id, llm) for llm in llms},
         app=app,
         ahead=_ahead(app),
+        from_zero=any(cell.serve.min_replicas == 0 for cell in cells(app)),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,10 +24,20 @@ from orchestrator.compat import table
 from orchestrator.config import AppConfig, ServeConfig
 from orchestrator.serve import status
 from orchestrator.serve.auth import Gate, error
+from orchestrator.serve.waiting_room import Full, WaitingRoom
 from orchestrator.serve.warm_ahead import Ahead
 
 OpenAIHTTPException: Any = compat.get(table.HTTP_ERROR)
+_MODEL_STARTS = "No replica of the model runs yet, and many wait for it; try again later."
 _TRIES = 2  # a request whose replica died before it answered is asked once more
+
+
+class ComeBack(OpenAIHTTPException):  # type: ignore[misc, valid-type]
+    """429: the service has no replica yet, and enough requests that wait for it."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(429, _MODEL_STARTS, "overloaded")
+        self.retry_after_s = retry_after_s
 
 
 class Ingress(OpenAiIngress):
@@ -36,13 +46,17 @@ class Ingress(OpenAiIngress):
     Args:
         app: the checked configuration.
         ahead: what makes nodes ready ahead of the autoscaler, if that is wanted.
+        from_zero: some model may have no replica.
         arguments: Ray's.
     """
 
-    def __init__(self, *arguments: Any, app: AppConfig, ahead: Ahead | None, **more: Any) -> None:
+    def __init__(self, *arguments: Any, app: AppConfig, ahead: Ahead | None, from_zero: bool, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._namespace, self._served = app.cluster.namespace, app.serve
-        self._ahead = asyncio.get_running_loop().create_task(ahead.run()) if ahead else None
+        self._room = WaitingRoom(app.serve.name, app.serve.max_held, app.serve.start_s)
+        beside = [ahead.run()] if ahead else []
+        beside += [self._room.run()] if from_zero else []
+        self._beside = [asyncio.get_running_loop().create_task(task) for task in beside]
 
     async def status_page(self) -> HTMLResponse:
         """For people: replicas, how they started, and the graph cache."""
@@ -84,6 +98,23 @@ class Ingress(OpenAiIngress):
 
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Request | None = None) -> Any:
         _check(body, self._served)
+        leave = self._waits(await self._get_model_id(body.model))
+        try:
+            async for part in self._asked(body, call_method, raw_request):
+                leave()
+                yield part
+        finally:
+            leave()
+
+    def _waits(self, model: str) -> Callable[[], None]:
+        handles = self._default_serve_handles
+        handle = handles.get(model) or handles[model.partition(":")[0]]  # of an adapter its model's
+        try:
+            return self._room.enter(handle.deployment_id.name)
+        except Full as full:
+            raise ComeBack(full.retry_after_s) from full
+
+    async def _asked(self, body: Any, call_method: str, raw_request: Request | None) -> Any:
         begun = False
         for left in reversed(range(_TRIES)):
             try:
@@ -181,4 +212,7 @@ async def _http_error(_: Request, refused: Exception) -> JSONResponse:
 
 async def _openai_error(_: Request, refused: Exception) -> JSONResponse:
     assert isinstance(refused, OpenAIHTTPException)  # noqa: S101 - registered for nothing else
-    return error(refused.status_code, refused.message, refused.type)
+    answer = error(refused.status_code, refused.message, refused.type)
+    if isinstance(refused, ComeBack):
+        answer.headers["Retry-After"] = str(refused.retry_after_s)
+    return answer
