@@ -165,7 +165,8 @@ def check(make: Callable[[], Host], name: str, point: Point, monkeypatch: pytest
         if point.step in ("build", "begin"):
             assert isinstance(caught.value, EngineStartError)
             assert "Planted" in caught.value.cause
-        assert "abandon" in host.cache.asked or "restore" not in host.cache.asked
+        # a host that publishes before its first token has nothing to abandon any more
+        assert {"abandon", "publish"} & set(host.cache.asked) or "restore" not in host.cache.asked
         assert "publish" not in host.cache.asked or point.step == "token"
     else:
         report = host.start()
