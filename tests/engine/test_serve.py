@@ -231,7 +231,7 @@ def test_a_killed_engine_ends_its_streams_plainly_and_is_replaced(service: Servi
     assert len(replicas) == 2
     engines = [engine_core(replica) for replica in replicas]
     before = {r["replica"] for r in service.status()["replicas"]}
-    streams = Streams(service, 6, tokens=900)
+    streams = Streams(service, 6, tokens=300)
     engines[0].kill()
     endings = streams.endings()
     assert len(endings) == 6, endings

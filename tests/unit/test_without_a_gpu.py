@@ -112,4 +112,4 @@ def test_flashinfer_counts_in_the_compile_key(tmp_path: Path, monkeypatch) -> No
 def test_profiling_may_find_a_little_less_room_the_second_time(tokens: tuple[int, int], parity: bool) -> None:
     """GPUs without `engine.kv_cache_gib`: vLLM takes what is free, and a driver's own use changes."""
     first, second = (StartReport("r", 1.0, Receipt(Outcome.hit), EngineFacts(kv_tokens=n), (), 1) for n in tokens)
-    assert WarmResult("m", first, second).kv_parity == parity
+    assert WarmResult("m", first, second, "").kv_parity == parity
