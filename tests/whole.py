@@ -38,6 +38,7 @@ LONG: dict[str, tuple[str, ...]] = {
         f"{_SHAPED}test_every_mode_is_the_same_cold_and_warm",
         f"{_SHAPED}test_float32_is_stocks",
         f"{_MODES}test_every_mode_is_the_same_in_bfloat16",
+        f"{_MODES}test_every_mode_is_stocks_in_float32",
         f"{_MODES}test_what_differs_from_stock_in_bfloat16_is_rounding",
     ),
     "seven starts; test_resolver.py has the guard, test_kv_pass.py the modes": (

@@ -101,6 +101,13 @@ def test_every_mode_is_the_same_in_bfloat16(name: str, starts, state: str, tmp_p
     assert [f["loaded"] for f in found] == [0, 1] * 4
 
 
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen3", "tiny_mixtral", "tiny_deepseek_v2"])
+def test_every_mode_is_stocks_in_float32(name: str, starts, make_app, state: str, tmp_path: Path) -> None:
+    model = models.resolve(make_app(f"model={name}").model, state)
+    stock = references.stock(starts, name, model, state, f"{tmp_path}/stock")
+    assert equality.same([stock, *equality.piecewise(starts, model, tmp_path)])
+
+
 def test_what_differs_from_stock_in_bfloat16_is_rounding(starts, state: str, tmp_path: Path) -> None:
     """Stock's whole graph keeps more digits between layers. Told to round where the model does, both are the same."""
     found = equality.compare(starts, equality.tiny("tiny_deepseek_v2", state, **equality.REPORTED), tmp_path)
