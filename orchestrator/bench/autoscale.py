@@ -13,19 +13,12 @@ from orchestrator.bench.simulator.traces import Trace, traces
 from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig, Autoscaling
 from orchestrator.progress import Say
-from orchestrator.serve.autoscaling import AheadPolicy
+from orchestrator.serve.autoscaling import AheadPolicy, settings
 
 
 def measure(app: AppConfig, say: Say) -> BenchResult:
     """Every load with every start time, under both policies; each of `bench.rounds` is a seed."""
-    serve = app.serve
-    config = AutoscalingConfig(
-        min_replicas=serve.min_replicas,
-        max_replicas=serve.max_replicas,
-        target_ongoing_requests=serve.target_ongoing_requests,
-        upscale_delay_s=serve.upscale_delay_s,
-        downscale_delay_s=serve.downscale_delay_s,
-    )
+    config = AutoscalingConfig(**settings(app.serve))
     rows: list[dict[str, Any]] = []
     for seed in range(app.bench.rounds):
         for trace in traces(seed):
@@ -36,19 +29,19 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
                     rows.append(_row(policy, trace, start_s, seed, simulate(scales, config, trace, like, seed)))
             say("bench", f"seed {seed}, {trace.name}")
     summary = {
-        "requests": sum(row["requests"] for row in rows if row["policy"] == "reactive"),
-        "misses": {p.value: sum(row["misses"] for row in rows if row["policy"] == p.value) for p in Autoscaling},
-        "replica_seconds": {
-            p.value: sum(row["replica_seconds"] for row in rows if row["policy"] == p.value) for p in Autoscaling
-        },
+        "requests": _total(rows, "requests")["reactive"],
+        "misses": _total(rows, "misses"),
+        "replica_seconds": _total(rows, "replica_seconds"),
         "by_load": {
-            f"{trace.name}, {start_s:g} s": _against(rows, trace.name, start_s)
+            f"{trace.name}, {start_s:g} s": _against(
+                [r for r in rows if (r["load"], r["start_s"]) == (trace.name, start_s)]
+            )
             for trace in traces(0)
             for start_s in app.bench.starts_s
         },
     }
     plots = (Plot("Requests whose first token came late", "misses", ("load", "policy"), "start_s"),)
-    return BenchResult("autoscale", summary, rows, provenance.machine(), bool(rows), plots)
+    return BenchResult("autoscale", summary, rows, provenance.machine(), plots=plots)
 
 
 def _row(policy: Autoscaling, trace: Trace, start_s: float, seed: int, found: Outcome) -> dict[str, Any]:
@@ -65,20 +58,18 @@ def _row(policy: Autoscaling, trace: Trace, start_s: float, seed: int, found: Ou
     }
 
 
-def _against(rows: list[dict[str, Any]], load: str, start_s: float) -> dict[str, float]:
+def _total(rows: list[dict[str, Any]], name: str) -> dict[str, int]:
+    """A column's sum for each policy."""
+    return {p.value: sum(row[name] for row in rows if row["policy"] == p.value) for p in Autoscaling}
+
+
+def _against(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Ours over Ray Serve's, all seeds together."""
-    of = {
-        policy: [r for r in rows if (r["policy"], r["load"], r["start_s"]) == (policy, load, start_s)]
-        for policy in ("reactive", "ahead")
-    }
-    sums = {
-        name: {policy: sum(row[name] for row in found) for policy, found in of.items()}
-        for name in ("misses", "replica_seconds", "turns", "requests")
-    }
-    return {
-        "missed_reactive": round(sums["misses"]["reactive"] / max(1, sums["requests"]["reactive"]), 4),
-        "missed_ahead": round(sums["misses"]["ahead"] / max(1, sums["requests"]["ahead"]), 4),
-        "misses_ratio": round(sums["misses"]["ahead"] / max(1, sums["misses"]["reactive"]), 3),
-        "replica_seconds_ratio": round(sums["replica_seconds"]["ahead"] / sums["replica_seconds"]["reactive"], 3),
-        "turns_ratio": round(sums["turns"]["ahead"] / max(1, sums["turns"]["reactive"]), 3),
+    names = ("requests", "misses", "replica_seconds", "turns")
+    requests, misses, seconds, turns = (_total(rows, name) for name in names)
+    missed = {f"missed_{p}": round(misses[p] / max(1, requests[p]), 4) for p in misses}
+    return missed | {
+        "misses_ratio": round(misses["ahead"] / max(1, misses["reactive"]), 3),
+        "replica_seconds_ratio": round(seconds["ahead"] / seconds["reactive"], 3),
+        "turns_ratio": round(turns["ahead"] / max(1, turns["reactive"]), 3),
     }

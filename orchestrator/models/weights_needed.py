@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,12 @@ def why(model: ModelConfig, engine: EngineConfig) -> str:
         return f"engine.extra.load_format={format_} changes layers while it loads"
     if extra.get("speculative_config"):
         return "a draft model may share the model's weights"
-    if model.source is ModelSource.smollm2:
-        return ""
-    if model.source is ModelSource.tiny:
-        return _quantised(dict(model.tiny), set())
-    read = _of_hub(model) if model.source is ModelSource.hub else _of_folder(Path(model.id).expanduser())
-    config = read("config.json")
+    if model.source in (ModelSource.tiny, ModelSource.smollm2):  # made here
+        return _quantised(model.tiny, set())
+    config = _read(model, "config.json")
     if config is None:
         return "its config.json cannot be read here"
-    return _quantised(config, {name for name in _QUANTISED if read(name) is not None})
+    return _quantised(config, {name for name in _QUANTISED if _read(model, name) is not None})
 
 
 def _quantised(config: dict[str, Any], files: set[str]) -> str:
@@ -47,25 +43,15 @@ def _quantised(config: dict[str, Any], files: set[str]) -> str:
     return ""
 
 
-def _of_folder(folder: Path) -> Callable[[str], dict[str, Any] | None]:
-    return lambda name: _json(folder / name)
-
-
-def _of_hub(model: ModelConfig) -> Callable[[str], dict[str, Any] | None]:
+def _read(model: ModelConfig, name: str) -> dict[str, Any] | None:
+    """A JSON file of a model's folder or of the hub; None: it is not there, or there is no hub."""
     from huggingface_hub import hf_hub_download
 
-    def read(name: str) -> dict[str, Any] | None:
-        try:
-            return _json(Path(hf_hub_download(model.id, name, revision=model.revision)))
-        except Exception:  # not there, or no hub
-            return None
-
-    return read if not Path(model.id).is_dir() else _of_folder(Path(model.id))
-
-
-def _json(file: Path) -> dict[str, Any] | None:
+    file = Path(model.id).expanduser() / name
     try:
+        if model.source is ModelSource.hub and not file.parent.is_dir():
+            file = Path(hf_hub_download(model.id, name, revision=model.revision))
         found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except Exception:
         return None
     return found if isinstance(found, dict) else None

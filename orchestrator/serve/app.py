@@ -15,15 +15,14 @@ from orchestrator import compat, config, models, zygote
 from orchestrator.cluster import shape as shapes
 from orchestrator.cluster.shape import ClusterShape, rank_resources
 from orchestrator.compat import table
-from orchestrator.config import AppConfig, Autoscaling, EngineKind, sources
+from orchestrator.config import AppConfig, EngineKind, sources
 from orchestrator.engine.arguments import engine_args
 from orchestrator.errors import ConfigError
 from orchestrator.fleet import plan
 from orchestrator.graph_cache import bundle
 from orchestrator.progress import Say
-from orchestrator.serve import controller, front, ingress
+from orchestrator.serve import autoscaling, controller, front, ingress
 from orchestrator.serve.auth import read_keys
-from orchestrator.serve.autoscaling import AheadPolicy
 from orchestrator.serve.callback import SECTIONS
 from orchestrator.serve.fake_server import FakeServer
 from orchestrator.serve.server import Server
@@ -160,14 +159,7 @@ def llm_config(app: AppConfig, folder: str) -> LLMConfig:
             "strategy": app.cluster.placement_strategy,
         },
         deployment_config={
-            "autoscaling_config": {
-                "min_replicas": served.min_replicas,
-                "max_replicas": served.max_replicas,
-                "target_ongoing_requests": served.target_ongoing_requests,
-                "upscale_delay_s": served.upscale_delay_s,
-                "downscale_delay_s": served.downscale_delay_s,
-                **_policy(app),
-            },
+            "autoscaling_config": autoscaling.settings(served),
             "health_check_period_s": served.health_period_s,
             "health_check_timeout_s": served.health_timeout_s + 5.0,
             "graceful_shutdown_timeout_s": served.drain_s,
@@ -176,13 +168,6 @@ def llm_config(app: AppConfig, folder: str) -> LLMConfig:
         runtime_env={"env_vars": plan.environment(app), **_runtime_env(app).get("runtime_env", {})},
         **ours,
     )
-
-
-def _policy(app: AppConfig) -> dict[str, Any]:
-    if app.serve.autoscaling is Autoscaling.reactive:
-        return {}  # Ray Serve's own
-    where = f"{AheadPolicy.__module__}:{AheadPolicy.__name__}"
-    return {"policy": {"policy_function": where, "policy_kwargs": {"start_s": app.serve.start_s}}}
 
 
 def _ahead(app: AppConfig) -> Ahead | None:

@@ -2,20 +2,23 @@
 
 Ray Serve's default policy sees load, waits `upscale_delay_s`, and meets the load one start later. This one asks for the
 replicas that the load will need by then. It knows the load's past: a period that repeats (found by autocorrelation, as
-in Vlachos et al., "On periodicity detection and structural periodic similarity", SDM 2005), else a trend (Holt's linear
-one: a line through the last minutes). It knows how long starts take: what it saw itself, and a guess before that.
+in Vlachos et al., "On periodicity detection and structural periodic similarity", SDM 2005), else a trend (a line
+through the last minutes, by least squares). It knows how long starts take: what it saw itself, a guess before that.
 
 Ray Serve pickles this module by value and runs it in its controller, where nothing else of this package may be found:
-it imports none of it.
+when it runs it imports none of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from orchestrator.config import ServeConfig
 
 _SCALES = ((5.0, 2880), (300.0, 2304))  # seconds for each sample, and how many are kept: four hours, eight days
 _LOOK_FOR_PERIODS_S = 60.0
@@ -180,6 +183,16 @@ class AheadPolicy:
         if slope <= _SURE * error:
             return 0.0
         return min(self._level + slope * ahead_s / _TREND[0], _STEEP * max(self._level, 1.0))
+
+
+def settings(serve: ServeConfig) -> dict[str, Any]:
+    """What Ray Serve's AutoscalingConfig takes of ours."""
+    names = ("min_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")
+    found = {name: getattr(serve, name) for name in names}
+    if serve.autoscaling.value == "ahead":  # else Ray Serve's own
+        where = f"{AheadPolicy.__module__}:{AheadPolicy.__name__}"
+        found["policy"] = {"policy_function": where, "policy_kwargs": {"start_s": serve.start_s}}
+    return found
 
 
 def _with_spare(load: float) -> float:

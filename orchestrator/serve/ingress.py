@@ -28,7 +28,6 @@ from orchestrator.serve.waiting_room import Full, WaitingRoom
 from orchestrator.serve.warm_ahead import Ahead
 
 OpenAIHTTPException: Any = compat.get(table.HTTP_ERROR)
-_MODEL_STARTS = "No replica of the model runs yet, and many wait for it; try again later."
 _TRIES = 2  # a request whose replica died before it answered is asked once more
 
 
@@ -36,7 +35,8 @@ class ComeBack(OpenAIHTTPException):  # type: ignore[misc, valid-type]
     """429: the service has no replica yet, and enough requests that wait for it."""
 
     def __init__(self, retry_after_s: int) -> None:
-        super().__init__(429, _MODEL_STARTS, "overloaded")
+        text = "No replica of the model runs yet, and many wait for it; try again later."
+        super().__init__(429, text, "overloaded")
         self.retry_after_s = retry_after_s
 
 
@@ -101,12 +101,12 @@ class Ingress(OpenAiIngress):
         leave = self._waits(await self._get_model_id(body.model))
         try:
             async for part in self._asked(body, call_method, raw_request):
-                leave()
+                leave(True)
                 yield part
         finally:
-            leave()
+            leave(False)
 
-    def _waits(self, model: str) -> Callable[[], None]:
+    def _waits(self, model: str) -> Callable[[bool], None]:
         handles = self._default_serve_handles
         handle = handles.get(model) or handles[model.partition(":")[0]]  # of an adapter its model's
         try:

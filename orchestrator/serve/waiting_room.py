@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray import serve
+from orchestrator.serve import controller
+from orchestrator.serve.background import repeat
 
-logger = logging.getLogger("ray.serve")
 _PERIOD_S = 1.0
 
 
@@ -44,14 +42,16 @@ class WaitingRoom:
         self._began: dict[str, float] = {}  # when the first one came
         self._took: dict[str, float] = {}
 
-    def enter(self, deployment: str) -> Callable[[], None]:
-        """A request comes; returns what to call, once or more often, when its answer begins or it goes.
+    def enter(self, deployment: str) -> Callable[[bool], None]:
+        """A request comes; returns what to call when its answer begins, with True, or when it goes, with False.
+
+        Only the first of these calls counts.
 
         Raises:
             Full: too many wait already.
         """
         if self._running.get(deployment, 1):
-            return lambda: None
+            return lambda answered: None
         now = time.monotonic()
         began = self._began.setdefault(deployment, now)
         if self._waiting[deployment] >= self._most:
@@ -60,9 +60,13 @@ class WaitingRoom:
         self._waiting[deployment] += 1
         inside = [True]
 
-        def leave() -> None:
-            if inside and inside.pop():
-                self._waiting[deployment] -= 1
+        def leave(answered: bool) -> None:
+            if not inside:
+                return
+            inside.clear()
+            self._waiting[deployment] -= 1
+            if not answered and not self._waiting[deployment]:
+                self._began.pop(deployment, None)  # nobody waits for this start any more
 
         return leave
 
@@ -78,10 +82,8 @@ class WaitingRoom:
 
     async def run(self) -> None:
         """Look every second, until cancelled; while Ray Serve does not answer, what was last known counts."""
-        while True:
-            try:
-                found = (await asyncio.to_thread(serve.status)).applications.get(self._application)
-                self.look(found.deployments if found else {})
-            except Exception as error:
-                logger.warning("how many replicas run is not known: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(_PERIOD_S)
+        await repeat(
+            lambda: self.look(controller.deployments(self._application)),
+            _PERIOD_S,
+            "how many replicas run is not known",
+        )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray import serve
 
 from orchestrator.cluster.shape import rank_resources
 from orchestrator.config import AppConfig
 from orchestrator.fleet import node_warmer
 from orchestrator.graph_cache.settings import CacheSettings, cache_settings
+from orchestrator.serve import controller
+from orchestrator.serve.background import repeat
 
 logger = logging.getLogger("ray.serve")
 _PERIOD_S = 2.0
@@ -59,21 +59,14 @@ class Ahead:
         self._ready: dict[str, set[str]] = {}
 
     async def run(self) -> None:
-        """Look every two seconds, until cancelled; a failure is logged once and costs nothing but the head start."""
-        failed = ""
-        while True:
-            try:
-                await asyncio.to_thread(self.step)
-            except Exception as error:
-                if failed != (failed := f"{type(error).__name__}: {error}"):
-                    logger.warning("no nodes are made ready ahead: %s", failed)
-            await asyncio.sleep(_PERIOD_S)
+        """Look every two seconds, until cancelled."""
+        await repeat(self.step, _PERIOD_S, "no nodes are made ready ahead")
 
     def step(self) -> None:
         """Begin what is missing now."""
-        found = serve.status().applications.get(self._app.serve.name)
-        models = [d for name, d in found.deployments.items() if name != "ingress"] if found else []
-        if sum(model.replica_states.get("RUNNING", 0) for model in models) >= self._most:
+        found = controller.deployments(self._app.serve.name)
+        models = [d.replica_states for name, d in found.items() if name != controller.INGRESS]
+        if sum(states.get("RUNNING", 0) for states in models) >= self._most:
             return
         cache = cache_settings(self._app, share=self._app.cold_start.share_graphs)
         nodes = candidates(ray.nodes(), self._bundle)

@@ -28,8 +28,8 @@ def test_so_many_wait_and_each_place_is_free_once() -> None:
     first, _ = room.enter(MODEL), room.enter(MODEL)
     with pytest.raises(Full):
         room.enter(MODEL)
-    first()
-    first()  # when its answer begins, and again when it ends
+    first(True)
+    first(False)  # when its answer begins, and again when it ends
     room.enter(MODEL)
     with pytest.raises(Full):
         room.enter(MODEL)
@@ -67,6 +67,23 @@ def test_a_start_that_was_seen_says_when_to_come_back(monkeypatch) -> None:
     room._waiting.clear()
     room.enter(MODEL)
     assert told() == 130
+
+
+def test_a_start_that_all_gave_up_is_forgotten(monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    room = WaitingRoom("app", most=1, start_s=60.0)
+    room.look(deployments(0))
+    room.enter(MODEL)(False)
+    now[0] += 3600
+    leave = room.enter(MODEL)
+    with pytest.raises(Full) as full:
+        room.enter(MODEL)
+    assert full.value.retry_after_s == 60
+    now[0] += 15
+    leave(True)  # an answer begins before the next look
+    room.look(deployments(1))
+    assert room._took == {MODEL: 15.0}
 
 
 @pytest.fixture

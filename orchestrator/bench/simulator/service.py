@@ -68,6 +68,10 @@ class _Replica:
     leaving: bool = False
     waiting: deque[float] = field(default_factory=deque)
 
+    @property
+    def load(self) -> int:
+        return self.busy + len(self.waiting)
+
 
 class _Service:
     def __init__(self, like: Replicas, seed: int) -> None:
@@ -79,15 +83,16 @@ class _Service:
         self._count = 0
 
     def ongoing(self) -> int:
-        return len(self.held) + sum(r.busy + len(r.waiting) for r in self.replicas)
+        return len(self.held) + sum(r.load for r in self.replicas)
+
+    def running(self, now: float) -> list[_Replica]:
+        """Those that take requests."""
+        return [r for r in self.replicas if r.ready <= now and not r.leaving]
 
     def arrive(self, now: float) -> None:
         self.outcome.requests += 1
-        there = [r for r in self.replicas if r.ready <= now and not r.leaving]
-        if not there:
-            self.held.append(now)
-            return
-        self._take(min(there, key=lambda r: r.busy + len(r.waiting)), now, now)
+        self.held.append(now)
+        self._seat(now)
 
     def until(self, now: float) -> None:
         """Let answers end that end by now."""
@@ -96,27 +101,28 @@ class _Service:
             replica.busy -= 1
             if replica.waiting:
                 self._begin(replica, replica.waiting.popleft(), at)
-        there = [r for r in self.replicas if r.ready <= now and not r.leaving]
-        while self.held and there:
-            self._take(min(there, key=lambda r: r.busy + len(r.waiting)), self.held.popleft(), now)
-        self.replicas = [r for r in self.replicas if not (r.leaving and not r.busy and not r.waiting)]
+        self._seat(now)
+        self.replicas = [r for r in self.replicas if r.load or not r.leaving]
 
     def scale(self, target: int, now: float) -> None:
         staying = [r for r in self.replicas if not r.leaving]
         self.replicas += [_Replica(now + self.like.start_s) for _ in range(target - len(staying))]
         # those that are not ready yet go first, then those with the least to do
-        order = sorted(staying, key=lambda r: (r.ready <= now, r.busy + len(r.waiting), -r.ready))
+        order = sorted(staying, key=lambda r: (r.ready <= now, r.load, -r.ready))
         for replica in order[: max(0, len(staying) - target)]:
             replica.leaving = True
-            replica.waiting, left = deque(), replica.waiting
-            for came in left:
-                self.held.append(came)
+            self.held.extend(replica.waiting)
+            replica.waiting.clear()
 
-    def _take(self, replica: _Replica, came: float, now: float) -> None:
-        if replica.busy < self.like.slots:
-            self._begin(replica, came, now)
-        else:
-            replica.waiting.append(came)
+    def _seat(self, now: float) -> None:
+        """Whom a replica can take goes to the one with the least to do."""
+        there = self.running(now) if self.held else []
+        while self.held and there:
+            replica, came = min(there, key=lambda r: r.load), self.held.popleft()
+            if replica.busy < self.like.slots:
+                self._begin(replica, came, now)
+            else:
+                replica.waiting.append(came)
 
     def _begin(self, replica: _Replica, came: float, now: float) -> None:
         self.outcome.misses += now - came > self.like.late_s
@@ -138,14 +144,14 @@ def simulate(
         seed: of arrivals and answers.
     """
     service = _Service(like, seed)
-    for _ in range(config.min_replicas):
-        service.replicas.append(_Replica(0.0))
+    service.replicas = [_Replica(0.0) for _ in range(config.min_replicas)]
     arrivals = trace.arrivals(seed)
     target, grew = config.min_replicas, 0
     state: dict[str, Any] = {}
     seen: deque[int] = deque(maxlen=round(config.look_back_period_s / _TICK_S))
-    with _clock() as (clock, decide):
-        wrapped, coming = decide(policy), next(arrivals, float("inf"))
+    wrapped = compat.get(table.SCALING)(policy)  # with Ray Serve's delays and factors
+    coming = next(arrivals, float("inf"))
+    with _clock() as clock:
         while clock.now < trace.seconds:
             clock.now += _TICK_S
             while coming <= clock.now:
@@ -155,9 +161,8 @@ def simulate(
             service.until(clock.now)
             seen.append(service.ongoing())
             service.outcome.replica_s += len(service.replicas) * _TICK_S
-            staying = [r for r in service.replicas if not r.leaving]
-            running = [r for r in staying if r.ready <= clock.now]
-            wanted, state = wrapped(_context(clock.now, len(running), target, sum(seen) / len(seen), state, config))
+            running, load = len(service.running(clock.now)), sum(seen) / len(seen)
+            wanted, state = wrapped(_context(clock.now, running, target, load, state, config))
             wanted = min(max(round(wanted), config.min_replicas), config.max_replicas)
             if wanted != target:
                 turned = 1 if wanted > target else -1
@@ -179,9 +184,9 @@ def _context(now: float, running: int, target: int, load: float, state: dict[str
 
 
 @contextmanager
-def _clock() -> Iterator[tuple[Any, Any]]:
-    """Ray Serve's delays by a clock that we turn; yields it, and Ray Serve's wrapper of policies."""
+def _clock() -> Iterator[Any]:
+    """Ray Serve's delays by a clock that we turn."""
     clock = SimpleNamespace(now=0.0)
     clock.time = lambda: clock.now
     with mock.patch.object(autoscaling_policy, "time", clock):
-        yield clock, compat.get(table.SCALING)
+        yield clock
