@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.util import get_current_placement_group
 from ray.util.placement_group import placement_group_table
@@ -103,7 +104,7 @@ def _events(file: Path) -> list[timeline.Event]:
     return timeline.EventLog(file).read()
 
 
-def _packed(cache: CacheSettings, key: str, root: Path) -> bytes:
+def _packed(cache: CacheSettings, key: str, root: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     folders = sorted(path for path in (root / AOT_FOLDER).glob("*") if path.is_dir())
     manifest = {"key": key, "factors": {}, "created": 0.0, "publisher": ""}
     return bundle.pack(root, folders, bundle.signing_key(cache.key_file), manifest)

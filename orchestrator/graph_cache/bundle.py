@@ -12,27 +12,27 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import io
 import json
 import os
 import secrets
 import shutil
 import tarfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from orchestrator.errors import ArtifactRefused, ConfigError
 from orchestrator.graph_cache.folders import make_private
+from orchestrator.graph_cache.packing import archive
 
 MAGIC = b"ORCHGRAPH1"
 _MAX_HEADER = 1 << 20
+_SIGNATURE = 32  # bytes
 HEADER_WITHIN = 1 << 18  # bytes from a bundle's beginning that hold any real header
-_TEMPORARY = "tmp.pid_"  # Triton's; the others end in .tmp
 STAGING = ".install-"  # then the folder's name: what is left of a killed process is known by it
 KEY_ENV = "ORCHESTRATOR_SIGNING_KEY"
 
@@ -96,7 +96,9 @@ def signing_key(file: str) -> bytes:
     return key
 
 
-def pack(root: Path, folders: list[Path], key: bytes, manifest: Mapping[str, object]) -> bytes:
+def pack(
+    root: Path, folders: Sequence[Path], key: bytes, manifest: Mapping[str, object]
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Pack folders below `root` into a signed bundle.
 
     Args:
@@ -104,31 +106,18 @@ def pack(root: Path, folders: list[Path], key: bytes, manifest: Mapping[str, obj
         folders: what to pack; only regular files are taken.
         key: the signing key.
         manifest: the Manifest fields that the caller knows.
+
+    Returns:
+        The bundle's bytes, shape (length,).
     """
-    buffer = io.BytesIO()
-    count = 0
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for file in (file for folder in folders for file in _finished(folder)):
-            with suppress(FileNotFoundError):  # the engine goes on, and tidies up
-                content = file.read_bytes()
-                member = _anonymous(tar.gettarinfo(file, file.relative_to(root).as_posix()))
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-                count += 1
-    payload = buffer.getvalue()
+    most = len(MAGIC) + 4 + _MAX_HEADER + _SIGNATURE
+    whole, count = archive(root, folders, free=most)
+    payload = whole.data[most:]
     facts = {"payload_sha256": hashlib.sha256(payload).hexdigest(), "payload_bytes": len(payload), "files": count}
     header = json.dumps(asdict(Manifest(**{**manifest, **facts})), sort_keys=True).encode()  # type: ignore[arg-type]
-    return b"".join((MAGIC, len(header).to_bytes(4, "big"), header, _sign(key, header), payload))
-
-
-def _finished(folder: Path) -> list[Path]:
-    """The regular files below a folder that are whole: Triton, torch and vLLM write under another name first."""
-    found = []
-    for parent, folders, names in os.walk(folder):  # which does not mind what vanishes on the way
-        folders[:] = [name for name in folders if not name.startswith(_TEMPORARY)]
-        kept = [Path(parent) / n for n in names if not n.startswith(_TEMPORARY) and not n.endswith((".tmp", ".lock"))]
-        found += [file for file in kept if file.is_file() and not file.is_symlink()]
-    return sorted(found)
+    before = b"".join((MAGIC, len(header).to_bytes(4, "big"), header, _sign(key, header)))
+    whole.data[most - len(before) : most] = before
+    return whole[most - len(before) :]
 
 
 def manifest_of(data: memoryview, key: bytes | None = None) -> Manifest:
@@ -176,10 +165,10 @@ def _parts(data: memoryview) -> tuple[bytes, bytes, memoryview]:
     if len(data) < start or bytes(data[: len(MAGIC)]) != MAGIC:
         raise _refused("it is not a bundle, or is cut off")
     size = int.from_bytes(data[len(MAGIC) : start], "big")
-    if size > _MAX_HEADER or len(data) < start + size + 32:
+    if size > _MAX_HEADER or len(data) < start + size + _SIGNATURE:
         raise _refused("its header is cut off or too large")
     end = start + size
-    return bytes(data[start:end]), bytes(data[end : end + 32]), data[end + 32 :]
+    return bytes(data[start:end]), bytes(data[end : end + _SIGNATURE]), data[end + _SIGNATURE :]
 
 
 def install(payload: memoryview, folder: Path, limits: Limits) -> None:
@@ -228,12 +217,6 @@ def _unpack(payload: memoryview, folder: Path, limits: Limits) -> None:
             with os.fdopen(handle, "wb", buffering=0) as out:
                 while content:
                     content = content[out.write(content) :]
-
-
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    return member
 
 
 def _sign(key: bytes, header: bytes) -> bytes:

@@ -88,10 +88,9 @@ class GraphCacheClient:
             return receipt
         try:
             data = self._pack(receipt, facts, cache_root)
-            known = bundle.manifest_of(memoryview(data))
+            known = bundle.manifest_of(data.data)
             header = {**asdict(known), "bytes": len(data)}
-            array = np.frombuffer(data, dtype=np.uint8)  # travels without a copy
-            call = self.registry.publish.remote(receipt.key, receipt.generation, self._who, header, array)
+            call = self.registry.publish.remote(receipt.key, receipt.generation, self._who, header, data)
             done = ray.get(call, timeout=_PUBLISH_S)
             reason = receipt.reason if done else "another replica took over the key meanwhile"
             return replace(receipt, published=done, bytes=len(data), reason=reason)
@@ -211,7 +210,7 @@ class GraphCacheClient:
         self._leads = True
         threading.Thread(target=self._heartbeat, args=(receipt,), daemon=True).start()
 
-    def _pack(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> bytes:
+    def _pack(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         folders = sorted(path for path in (cache_root / AOT_FOLDER).glob("*") if path.is_dir())
         if not facts.saved or not folders:
             raise FileNotFoundError("vLLM saved no compiled graph")

@@ -128,7 +128,7 @@ def made(key: str, folder: Path, draw: random.Random) -> bytes:
     (folder / "graphs").mkdir(exist_ok=True, parents=True)
     (folder / "graphs" / "model").write_bytes(draw.randbytes(BYTES))
     known = {"key": key, "factors": {}, "created": 0.0, "publisher": "test"}
-    return bundle.pack(folder, [folder / "graphs"], SIGNING, known)
+    return bundle.pack(folder, [folder / "graphs"], SIGNING, known).tobytes()
 
 
 @pytest.mark.parametrize("where", ["folder", "s3"])

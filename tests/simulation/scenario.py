@@ -47,7 +47,7 @@ class Graphs:
             graphs = folder / name / AOT_FOLDER / "x"
             graphs.mkdir(parents=True)
             (graphs / "model").write_text(f"graphs of {name}")
-            data = bundle.pack(folder / name, [graphs], signing, known)
+            data = bundle.pack(folder / name, [graphs], signing, known).tobytes()
             if name != "evil":
                 self.authentic.add(bytes(bundle.verify(memoryview(data), signing, "", LIMITS)[1]))
 
@@ -329,7 +329,7 @@ class Run:
         self.tampered = True
         root = self.graphs.folder / "evil"
         known = {"key": KEYS[0], "factors": {}, "created": 0.0, "publisher": "evil"}
-        data = bundle.pack(root, [root / AOT_FOLDER], b"another key, of 32 bytes or more", known)
+        data = bundle.pack(root, [root / AOT_FOLDER], b"another key, of 32 bytes or more", known).tobytes()
         self.disk.put(f"root/{KEYS[0]}/{self.world.random.randint(1, 5)}-0123456789abcdef.bundle", data)
 
     @contextmanager

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import ArtifactRefused, ConfigError
-from orchestrator.graph_cache import bundle
+from orchestrator.graph_cache import bundle, packing
 from orchestrator.graph_cache.bundle import Limits, Manifest
 
 KEY = b"k" * 32
@@ -27,7 +27,7 @@ def packed(root: Path, files: dict[str, bytes], key: bytes = KEY) -> bytes:
     for name, content in files.items():
         (root / "graphs" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "graphs" / name).write_bytes(content)
-    return bundle.pack(root, [root / "graphs"], key, KNOWN)
+    return bundle.pack(root, [root / "graphs"], key, KNOWN).tobytes()
 
 
 def opened(data: bytes, root: Path, key: str = "abc", limits: Limits = LIMITS) -> Manifest:
@@ -139,15 +139,17 @@ def test_a_short_key_is_refused(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_what_is_still_being_written_is_left_out(tmp_path: Path, monkeypatch) -> None:
-    """The engine runs while its graphs are packed: temporary names are skipped, and a file may be gone by its turn."""
+    """The engine runs while its graphs are packed: temporary names are skipped, and a file may be gone by its turn, or
+    shorter."""
     written = {"model": b"m", "a/tmp.pid_7_x/kernel.json": b"", "tmp.pid_8_y": b"", "a/.7.8.tmp": b"", "b.so": b"b"}
-    read, vanishing = Path.read_bytes, tmp_path / "graphs" / "c.so"
+    read, graphs = packing._read, tmp_path / "graphs"
 
-    def vanished(file: Path) -> bytes:
-        vanishing.unlink(missing_ok=True)
-        return read(file)
+    def meanwhile(file: Path, into: memoryview) -> bool:
+        (graphs / "c.so").unlink(missing_ok=True)
+        (graphs / "d.so").write_bytes(b"d")
+        return read(file, into)
 
-    monkeypatch.setattr(Path, "read_bytes", vanished)
-    data = packed(tmp_path, {**written, "c.so": b"c"})
+    monkeypatch.setattr(packing, "_read", meanwhile)
+    data = packed(tmp_path, {**written, "c.so": b"c", "d.so": b"dd"})
     assert opened(data, tmp_path / "target").files == 2
     assert sorted(f.name for f in (tmp_path / "target").rglob("*") if f.is_file()) == ["b.so", "model"]
