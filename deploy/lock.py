@@ -76,6 +76,8 @@ def resolve(kind: str, sources: Sequence[str], *more: str, out: Path | None = No
     command += [word for name in left_out(kind) for word in ("--no-emit-package", name)]
     command += [*sources, *more, *(["-o", str(out)] if out else [])]
     settings = pip_settings(said([sys.executable, "-m", "pip", "config", "list"]))
+    if kind == "gpu":  # a folder of wheels may have torch's CPU build, whose version counts as the newer one
+        settings.pop("find-links", None)
     command += uv_flags(settings, os.environ)
     errors = []
     for where in ([], ["--torch-backend", "cpu"]) if kind != "gpu" else ([],):

@@ -70,6 +70,9 @@ LONG: dict[str, tuple[str, ...]] = {
     "two replicas that import vLLM each; test_serve.py has the callback in a service of ours": (
         "engine/test_serve_apps.py::test_the_callback_alone_shares_graphs_in_an_application_of_rays",
     ),
+    "a service with two replicas, six clients, and five minutes of a fuzzer; test_serve.py has the official client": (
+        "engine/test_clients.py",
+    ),
     "a service as a Ray job, and 10,000 requests": ("engine/test_serve_job.py",),
     "a service and 1,000 clients; tests/unit/test_waiting_room.py has the places": ("ray/test_from_zero.py",),
     "five services; tests/unit/test_front.py has what is refused": ("ray/test_guests.py",),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import difflib
-import importlib.util
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from orchestrator.config import vllm_arguments
 from orchestrator.config.enums import EngineKind
 from orchestrator.errors import ConfigError
 
@@ -44,7 +41,8 @@ _MAPPINGS = ("additional_config", "compilation_config")
 
 
 def check(app: Any) -> None:
-    """Check `engine.extra` against what we set ourselves, and its names against vLLM's, where vLLM is installed.
+    """Check `engine.extra` and `serve.frontend` against what we set ourselves, and their names against vLLM's, where
+    vLLM is installed.
 
     Raises:
         ConfigError: an argument is set elsewhere, cannot be placed, or does not exist.
@@ -52,14 +50,13 @@ def check(app: Any) -> None:
     given = app.engine.extra
     for name, value in given.items():
         _check_one(app, f"engine.extra.{name}", name, value)
-    unknown = sorted(set(given) - known) if app.engine.kind is EngineKind.vllm and (known := _known(given)) else []
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise ConfigError(
-            f"vLLM has no argument {unknown[0]!r}.",
-            where=f"engine.extra.{unknown[0]}",
-            hint=f"Is it {near[0]}?" if near else "See vLLM's AsyncEngineArgs.",
-        )
+    if given and app.engine.kind is EngineKind.vllm:
+        vllm_arguments.check("engine.extra", given, vllm_arguments.engine())
+    each = {f"serve.models.{name}.frontend": own.frontend or {} for name, own in app.serve.models.items()}
+    for where, asked in {"serve.frontend": app.serve.frontend, **each}.items():
+        if "lora_modules" in asked:
+            raise ConfigError(f"{where}.lora_modules: this service has no adapters.", where=f"{where}.lora_modules")
+        vllm_arguments.check(where, asked, vllm_arguments.frontend())
 
 
 def merged(ours: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +90,10 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
 
 
 def _check_one(app: Any, where: str, name: str, value: Any) -> None:
+    if name in vllm_arguments.frontend():
+        raise ConfigError(
+            f"{where} is for a service's front.", where=where, hint=f"Set +serve.frontend.{name}={_shown(value)}."
+        )
     if name in SETTINGS:
         setting = SETTINGS[name]
         same = setting.endswith(f".{name}")
@@ -130,18 +131,3 @@ def _check_one(app: Any, where: str, name: str, value: Any) -> None:
 def _shown(value: Any) -> str:
     """As it is written on the command line."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _known(given: Mapping[str, Any]) -> set[str]:
-    """The names of vLLM's arguments, read from its source: it is not imported. Empty where that cannot tell."""
-    if not given:
-        return set()
-    try:
-        found = importlib.util.find_spec("vllm")
-        tree = ast.parse((Path(str(found and found.origin)).parent / "engine" / "arg_utils.py").read_text())
-    except (OSError, ValueError, SyntaxError):
-        return set()
-    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name in ("EngineArgs", "AsyncEngineArgs")]
-    fields = [s.target for c in classes for s in c.body if isinstance(s, ast.AnnAssign)]
-    names = {target.id for target in fields if isinstance(target, ast.Name) and not target.id.startswith("_")}
-    return names if {"model", "tensor_parallel_size"} <= names else set()

@@ -178,10 +178,11 @@ class SweepConfig:
 
 @dataclass
 class ServeModelConfig:
-    """How many replicas of one model there are; None takes the value that all models share."""
+    """What one model of several has for itself; None takes the value that all models share."""
 
     min_replicas: int | None = None
     max_replicas: int | None = None
+    frontend: dict[str, Any] | None = None
 
 
 @dataclass
@@ -202,6 +203,9 @@ class ServeConfig:
     start_s: float = 60.0  # how long a start takes, until one was seen: for autoscaling=ahead, and for Retry-After
     max_held: int = 1000  # requests that wait for a model's first replica; the others are told to come back (429)
     api_keys_file: str | None = None  # a key a line; None: no keys, on loopback only
+    frontend: dict[str, Any] = field(
+        default_factory=dict
+    )  # tool_call_parser, chat_template, ...: as `vllm serve` has them
     max_body_kib: int = 1024
     max_n: int = 16  # answers to one prompt
     max_choices: int = 128  # answers to one request: prompts times n

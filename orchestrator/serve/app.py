@@ -25,6 +25,7 @@ from orchestrator.serve import autoscaling, controller, front, ingress
 from orchestrator.serve.auth import read_keys
 from orchestrator.serve.callback import SECTIONS
 from orchestrator.serve.fake_server import FakeServer
+from orchestrator.serve.model_cards import facts
 from orchestrator.serve.server import Server
 from orchestrator.serve.warm_ahead import Ahead
 
@@ -104,7 +105,7 @@ def build(app: AppConfig, folders: dict[str, str]) -> Any:
         graceful_shutdown_timeout_s=app.serve.drain_s + FRONT_S,
     ).bind(
         {llm.model_id: build_llm_deployment(llm, name_prefix="model:") for llm in llms},
-        {llm.model_id: compat.get(table.METADATA)(llm.model_id, llm) for llm in llms},
+        {llm.model_id: compat.get(table.METADATA)(llm.model_id, llm, facts(folders[llm.model_id])) for llm in llms},
         app=app,
         ahead=_ahead(app),
         from_zero=any(cell.serve.min_replicas == 0 for cell in cells(app)),
@@ -126,6 +127,7 @@ def cells(app: AppConfig) -> list[AppConfig]:
         bounds = cell.serve
         bounds.min_replicas = bounds.min_replicas if own.min_replicas is None else own.min_replicas
         bounds.max_replicas = bounds.max_replicas if own.max_replicas is None else own.max_replicas
+        bounds.frontend = bounds.frontend if own.frontend is None else own.frontend
         if bounds.min_replicas > bounds.max_replicas:
             raise ConfigError(
                 f"{where}: min_replicas={bounds.min_replicas} is above max_replicas={bounds.max_replicas}.", where=where
@@ -152,7 +154,7 @@ def llm_config(app: AppConfig, folder: str) -> LLMConfig:
         }
     return LLMConfig(
         model_loading_config={"model_id": app.model.name, "model_source": folder},
-        engine_kwargs=arguments,
+        engine_kwargs={**arguments, **served.frontend},
         accelerator_config={"kind": engine.device.value},
         placement_group_config={
             "bundles": [rank_resources(engine)] * engine.tensor_parallel_size,

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from orchestrator import compat
 from orchestrator.cluster import provenance
 from orchestrator.compat import table
-from orchestrator.config import AppConfig, ServeConfig
+from orchestrator.config import AppConfig
 from orchestrator.serve import status
-from orchestrator.serve.auth import Gate, error
+from orchestrator.serve.auth import Gate
+from orchestrator.serve.model_cards import Card, CardList, card
+from orchestrator.serve.openai_errors import ComeBack, OpenAIHTTPException, add_handlers
+from orchestrator.serve.request_checks import check
 from orchestrator.serve.waiting_room import Full, WaitingRoom
 from orchestrator.serve.warm_ahead import Ahead
 
-OpenAIHTTPException: Any = compat.get(table.HTTP_ERROR)
 _TRIES = 2  # a request whose replica died before it answered is asked once more
-
-
-class ComeBack(OpenAIHTTPException):  # type: ignore[misc, valid-type]
-    """429: the service has no replica yet, and enough requests that wait for it."""
-
-    def __init__(self, retry_after_s: int) -> None:
-        text = "No replica of the model runs yet, and many wait for it; try again later."
-        super().__init__(429, text, "overloaded")
-        self.retry_after_s = retry_after_s
 
 
 class Ingress(OpenAiIngress):
@@ -57,6 +47,14 @@ class Ingress(OpenAiIngress):
         beside = [ahead.run()] if ahead else []
         beside += [self._room.run()] if from_zero else []
         self._beside = [asyncio.get_running_loop().create_task(task) for task in beside]
+
+    async def models(self) -> CardList:
+        """What is served, as `vllm serve` lists it."""
+        return CardList(data=[card(found) for found in (await super().models()).data])
+
+    async def model_data(self, model: str) -> Card:
+        """One of these."""
+        return card(await super().model_data(model))
 
     async def status_page(self) -> HTMLResponse:
         """For people: replicas, how they started, and the graph cache."""
@@ -97,7 +95,7 @@ class Ingress(OpenAiIngress):
         return super()._get_configured_serve_handle(model_id)
 
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Request | None = None) -> Any:
-        _check(body, self._served)
+        check(body, self._served)
         leave = self._waits(await self._get_model_id(body.model))
         try:
             async for part in self._asked(body, call_method, raw_request):
@@ -139,6 +137,8 @@ class Ingress(OpenAiIngress):
 def build(keys: Sequence[str], max_body: int) -> Any:
     """The ingress as a class for `serve.deployment`."""
     ours = {
+        "models": lambda app: app.get("/v1/models"),
+        "model_data": lambda app: app.get("/v1/models/{model:path}"),
         "status_page": lambda app: app.get("/status", response_class=HTMLResponse),
         "status_json": lambda app: app.get("/status.json"),
         "health": lambda app: app.get("/health"),
@@ -152,39 +152,12 @@ def build(keys: Sequence[str], max_body: int) -> Any:
 def web_app(keys: Sequence[str], max_body: int) -> FastAPI:
     """Ray's web application with our gate and error forms, without routes."""
     app: FastAPI = compat.get(table.INGRESS_INIT)()
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OpenAIHTTPException, _openai_error)
+    add_handlers(app)
     order: list[Any] = [middleware.cls for middleware in app.user_middleware]
     inside = order.index(CORSMiddleware) + 1
     # so that a browser's preflight, which has no key, is answered, and a 401 is one that a page can read
     app.user_middleware.insert(inside, Middleware(Gate, keys=list(keys), max_body=max_body))
     return app
-
-
-def _check(body: Any, served: ServeConfig) -> None:
-    """What vLLM would take for an instruction to work for hours, or for a number."""
-    answers = 1
-    for name in ("n", "best_of"):
-        value = getattr(body, name, None)
-        if value is not None and not 1 <= value <= served.max_n:
-            raise OpenAIHTTPException(400, f"{name}={value} has to be in 1..{served.max_n}.", "invalid_request_error")
-        answers = max(answers, value or 1)
-    answers *= sum(_prompts(getattr(body, name, None)) for name in ("prompt", "prompt_embeds")) or 1
-    if answers > served.max_choices:
-        text = f"{answers} answers to one request, prompts times n, are more than {served.max_choices}."
-        raise OpenAIHTTPException(400, text, "invalid_request_error")
-    for name in body.model_fields_set:
-        value = getattr(body, name, None)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise OpenAIHTTPException(400, f"{name} has to be a finite number.", "invalid_request_error")
-
-
-def _prompts(value: Any) -> int:
-    """How many there are: a text, a list of tokens, or a list of either."""
-    if not value:
-        return 0
-    return len(value) if isinstance(value, list) and not isinstance(value[0], int) else 1
 
 
 def _replica_died(lost: Exception) -> bool:
@@ -196,23 +169,3 @@ def _cut_short() -> str:
     message = "The replica that answered died, or had to go before the answer was complete."
     body = {"error": {"message": message, "type": "replica_died", "param": None, "code": 503}}
     return f"data: {json.dumps(body)}\n\n"
-
-
-async def _invalid(_: Request, refused: Exception) -> JSONResponse:
-    first = refused.errors()[0] if isinstance(refused, RequestValidationError) and refused.errors() else {}
-    where = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
-    return error(400, f"{first.get('msg', 'Invalid request')}{f' at {where}' if where else ''}", param=where or None)
-
-
-async def _http_error(_: Request, refused: Exception) -> JSONResponse:
-    status_code = refused.status_code if isinstance(refused, HTTPException) else 500
-    kind = "not_found_error" if status_code == 404 else "invalid_request_error"
-    return error(status_code, str(getattr(refused, "detail", refused)), kind)
-
-
-async def _openai_error(_: Request, refused: Exception) -> JSONResponse:
-    assert isinstance(refused, OpenAIHTTPException)  # noqa: S101 - registered for nothing else
-    answer = error(refused.status_code, refused.message, refused.type)
-    if isinstance(refused, ComeBack):
-        answer.headers["Retry-After"] = str(refused.retry_after_s)
-    return answer

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -17,71 +14,31 @@ import psutil
 import pytest
 
 from tests import footprint
-from tests.conftest import ROOT
+from tests.engine.services import Service, served
 from tests.engine.test_forked_replicas import forkserver_of
-from tests.engine.test_sharing import end
-from tests.footprint import Footprint
-from tests.ray.ray_nodes import free_port
 from tests.unit.commands import finish, start
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import HANG_S
 
 MODEL = "smollm2_135m"
 KEY = "sk-test"
-
-
-@dataclass
-class Service:
-    process: subprocess.Popen[str]
-    address: str
-    output: list[str]
-    mine: Footprint
-
-    def client(self, **more: object) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, timeout=HANG_S, **more)
-
-    def post(self, path: str, content: bytes | str, key: str | None = KEY) -> httpx.Response:
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        return httpx.post(f"{self.address}{path}", content=content, headers=headers, timeout=HANG_S)
-
-    def status(self) -> dict:
-        return httpx.get(
-            f"{self.address}/status.json", headers={"Authorization": f"Bearer {KEY}"}, timeout=HANG_S
-        ).json()
-
-    def wait_for(self, condition, what: str) -> None:
-        def holds() -> bool:
-            assert self.process.poll() is None, "".join(self.output[-40:])
-            return condition()
-
-        wait_for(holds, lambda: what + "\n" + "".join(self.output[-40:]), 0.25)
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("serve")
     (folder / "keys").write_text(f"other\n{KEY}\n")
-    port = free_port()
-    command = [
-        sys.executable, "jobs/serve.py", f"model={MODEL}", "graph_cache=per_run", f"hydra.run.dir={folder}",
-        f"serve.port={port}", f"serve.api_keys_file={folder}/keys", "serve.min_replicas=1", "serve.max_replicas=2",
-        "serve.target_ongoing_requests=2", "serve.upscale_delay_s=0.5", "serve.downscale_delay_s=600",
-        "serve.autoscaling=ahead", "serve.health_period_s=2", "cluster.num_cpus=4", "engine.kv_cache_gib=0.25",
+    words = [
+        f"model={MODEL}", "graph_cache=per_run", f"serve.api_keys_file={folder}/keys", "serve.min_replicas=1",
+        "serve.max_replicas=2", "serve.target_ongoing_requests=2", "serve.upscale_delay_s=0.5",
+        "serve.downscale_delay_s=600", "serve.autoscaling=ahead", "serve.health_period_s=2", "cluster.num_cpus=4",
+        "engine.kv_cache_gib=0.25",
     ]  # fmt: skip
-    mine = Footprint()
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=mine.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        process_group=0,
-    )  # fmt: skip
-    made = Service(process, f"http://127.0.0.1:{port}", [], mine)
-    reader = threading.Thread(target=lambda: made.output.extend(process.stdout), daemon=True)
-    reader.start()
-    try:
-        with mine:
-            made.wait_for(lambda: any("ready after" in line for line in made.output), "not ready")
-            yield made
-    finally:
-        end(process)
-        reader.join(timeout=10)
+    with served(folder, *words, key=KEY) as made:
+        yield made
+
+
+def client_of(service: Service) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{service.address}/v1", api_key=KEY, max_retries=0, timeout=HANG_S)
 
 
 class Streams:
@@ -105,7 +62,7 @@ class Streams:
     def _one(self) -> None:
         reason = "cut"
         try:
-            parts = self._service.client().completions.create(
+            parts = client_of(self._service).completions.create(
                 model=MODEL, prompt="The sea is", max_tokens=self._tokens, stream=True, extra_body={"ignore_eos": True}
             )
             for i, part in enumerate(parts):
@@ -118,7 +75,7 @@ class Streams:
 
 
 def test_the_official_client(service: Service) -> None:
-    client = service.client()
+    client = client_of(service)
     assert [m.id for m in client.models.list()] == [MODEL]
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     whole = client.chat.completions.create(model=MODEL, messages=asked, temperature=0, max_tokens=24)
@@ -162,8 +119,8 @@ def test_bad_input_is_refused_in_openais_form(service: Service, body: str, code:
     assert service.post("/v1/completions", json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 1})).is_success
 
 
-@pytest.mark.parametrize("key", [None, "wrong", KEY + "x"])
-def test_without_a_right_key_there_is_nothing(service: Service, key: str | None) -> None:
+@pytest.mark.parametrize("key", ["", "wrong", KEY + "x"])
+def test_without_a_right_key_there_is_nothing(service: Service, key: str) -> None:
     for path in ("/v1/completions", "/v1/chat/completions"):
         answer = service.post(path, "{}", key)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -188,7 +145,7 @@ def test_load_brings_a_second_replica_that_compiles_nothing(service: Service) ->
     failures: list[str] = []
 
     def ask() -> None:
-        client = service.client()
+        client = client_of(service)
         while not stop.is_set():
             try:
                 client.completions.create(model=MODEL, prompt="The sea is", max_tokens=100)
@@ -217,10 +174,8 @@ def engine_core(replica: psutil.Process) -> psutil.Process:
 
 
 def test_metrics_tell_how_replicas_started(service: Service) -> None:
-    (line,) = [line for line in service.output if line.startswith("metrics ")]
-
     def found() -> bool:
-        text = httpx.get(line.split()[1], timeout=HANG_S).text
+        text = service.metrics()
         return 'outcome="hit"' in text and 'phase="weights"' in text and "vllm_time_to_first_token" in text
 
     service.wait_for(found, "no metrics")
@@ -241,7 +196,7 @@ def test_a_killed_engine_ends_its_streams_plainly_and_is_replaced(service: Servi
     service.wait_for(lambda: {r["replica"] for r in service.status()["replicas"]} - before, "not replaced")
     new = next(r for r in service.status()["replicas"] if r["replica"] not in before)
     assert new["receipt"]["outcome"] == "hit"
-    assert service.client().completions.create(model=MODEL, prompt="x", max_tokens=1).choices
+    assert client_of(service).completions.create(model=MODEL, prompt="x", max_tokens=1).choices
 
 
 def test_ctrl_c_finishes_what_was_accepted_and_leaves_nothing(service: Service) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.config import extra
+from orchestrator.config import extra, vllm_arguments
 from orchestrator.engine.arguments import additional_config, engine_args
 from orchestrator.errors import ConfigError
+from orchestrator.serve.app import cells, llm_config
 
 OURS = {"kv_update": "layer_index", "trace_once": True}
 
@@ -32,6 +33,7 @@ OURS = {"kv_update": "layer_index", "trace_once": True}
         ("compilation_config='[1]'", "is no mapping"),
         ("compilation_config={cache_dir:/tmp}", "Set graph_cache.store"),
         ("enable_lorra=true", "Is it enable_lora?"),
+        ("tool_call_parser=hermes", "Set +serve.frontend.tool_call_parser=hermes."),
     ],
 )
 def test_what_we_set_or_cannot_place_is_refused_in_one_line(make_app, override: str, said: str) -> None:
@@ -41,6 +43,32 @@ def test_what_we_set_or_cannot_place_is_refused_in_one_line(make_app, override: 
     assert caught.value.where == f"engine.extra.{override.partition('=')[0]}"
     assert caught.value.where in str(caught.value) or "no argument" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+serve.frontend.tool_cal_parser=hermes", "Is it tool_call_parser?"),
+        ("+serve.frontend.api_key=x", "vLLM has no argument 'api_key' for serve.frontend."),
+        ("+serve.frontend.lora_modules=[]", "has no adapters"),
+        ("+serve.models={tiny_llama:{frontend:{chat_tmplate:x}}}", "Is it chat_template?"),
+    ],
+)
+def test_what_a_front_does_not_take_is_refused_in_one_line(make_app, override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_app(override)
+    assert said in str(caught.value)
+    assert ".frontend." in caught.value.where
+
+
+def test_each_model_has_a_front_of_its_own(make_app) -> None:
+    app = make_app(
+        "+serve.frontend.enable_auto_tool_choice=true",
+        "+serve.models={tiny_llama:{},tiny_qwen3:{frontend:{tool_call_parser:hermes}}}",
+    )
+    first, second = (llm_config(cell, "/m").engine_kwargs for cell in cells(app))
+    assert first["enable_auto_tool_choice"] is True
+    assert (second["tool_call_parser"], "enable_auto_tool_choice" in second) == ("hermes", False)
 
 
 def test_every_argument_of_ours_is_refused(make_app) -> None:
@@ -83,5 +111,7 @@ def test_an_engine_that_is_not_vllm_has_names_of_its_own(make_app) -> None:
 
 
 def test_without_vllm_its_names_are_not_checked(make_app, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
+    vllm_arguments.engine.cache_clear()
+    monkeypatch.setattr(vllm_arguments.importlib.util, "find_spec", lambda name: None)
     assert engine_args(make_app("+engine.extra.enable_lorra=true"))["enable_lorra"] is True
+    vllm_arguments.engine.cache_clear()

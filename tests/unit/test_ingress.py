@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from ray.exceptions import RayTaskError
 from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingChatRequest
+from vllm.entrypoints.serve.engine.protocol import ModelCard as VLLMCard
+from vllm.exceptions import VLLMValidationError
 
 from orchestrator.config import ServeConfig
 from orchestrator.serve import ingress, server
 from orchestrator.serve.auth import Gate, _digest
-from orchestrator.serve.ingress import Ingress, OpenAIHTTPException
+from orchestrator.serve.ingress import Ingress
+from orchestrator.serve.model_cards import card, facts
+from orchestrator.serve.openai_errors import OpenAIHTTPException
+from orchestrator.serve.request_checks import check
 
 PREFLIGHT = {
     "Origin": "https://page.example",
@@ -137,7 +148,7 @@ class Body(SimpleNamespace):
 )  # fmt: skip
 def test_work_that_one_request_multiplies_has_a_bound(asked: dict[str, Any]) -> None:
     with pytest.raises(OpenAIHTTPException) as caught:
-        ingress._check(Body(**asked), ServeConfig())
+        check(Body(**asked), ServeConfig())
     assert caught.value.status_code == 400
 
 
@@ -149,7 +160,66 @@ def test_work_that_one_request_multiplies_has_a_bound(asked: dict[str, Any]) -> 
     ],
 )  # fmt: skip
 def test_what_is_within_it_passes(asked: dict[str, Any]) -> None:
-    ingress._check(Body(**asked), ServeConfig())
+    check(Body(**asked), ServeConfig())
+
+
+USER = {"role": "user", "content": "hello"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"content": "x"}, {"role": None, "content": "x"}, {"role": "user", "content": [[1]]},
+     {"role": "assistant", "tool_calls": [1]}],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [ChatCompletionRequest, EmbeddingChatRequest])
+def test_messages_that_vllm_would_stumble_over_are_refused(kind: Any, message: dict[str, Any]) -> None:
+    with pytest.raises((OpenAIHTTPException, ValidationError)) as caught:
+        check(kind(model="a", messages=[USER, message]), ServeConfig())
+    assert isinstance(caught.value, ValidationError) or caught.value.status_code == 400
+
+
+@pytest.mark.parametrize("kind", [ChatCompletionRequest, EmbeddingChatRequest])
+def test_messages_in_parts_travel_to_a_replica(kind: Any) -> None:
+    parts = [{"type": "text", "text": "hello"}]
+    body = kind(model="a", messages=[USER, {"role": "user", "content": parts}])
+    check(body, ServeConfig())
+    assert pickle.loads(pickle.dumps(body)).messages[1]["content"] == parts
+
+
+@pytest.mark.parametrize(
+    ("failed", "code", "said"),
+    [
+        (VLLMValidationError("`tools` must not be empty", parameter="tools"), 400, "`tools` must not be empty"),
+        (ValueError("x" * 5000), 400, "x" * 1000),
+        (OpenAIHTTPException(404, "no such model", "NotFoundError"), 404, "no such model"),
+        (RayTaskError("chat", "Traceback", TypeError("no array")).as_instanceof_cause(), 400, "no array"),
+        (RayTaskError("chat", "Traceback", KeyError("role")).as_instanceof_cause(), 400, "A message has no role."),
+        (RayTaskError("chat", "Traceback", KeyError("x")).as_instanceof_cause(), 500, "KeyError: 'x'"),
+    ],
+    ids=["vllm", "value", "ours", "of the request", "no role", "of the replica"],
+)
+def test_whatever_goes_wrong_is_a_line_in_openais_form(client: TestClient, failed: Exception, code: int, said: str):
+    async def fails() -> None:
+        raise failed
+
+    client.app.add_api_route("/fails", fails)
+    answer = client.get("/fails", headers={"Authorization": "Bearer sk-good"})
+    assert (answer.status_code, answer.headers["content-type"]) == (code, "application/json")
+    message = answer.json()["error"]["message"]
+    assert said in message
+    assert "Traceback" not in message
+    assert len(message) <= 1000
+
+
+def test_models_are_listed_as_vllm_serve_lists_them() -> None:
+    metadata = {"model_id": "a", "input_modality": "text", "max_request_context_length": 1024, **facts("org/a")}
+    found = card(SimpleNamespace(id="a", owned_by="us", permission=[], metadata=metadata)).model_dump()
+    assert set(VLLMCard.model_fields) <= set(found)
+    assert (found["root"], found["parent"], found["max_model_len"]) == ("org/a", None, 1024)
+    assert abs(found["created"] - time.time()) < 3600
+    assert found["metadata"] == {"model_id": "a", "input_modality": "text", "max_request_context_length": 1024}
+    adapter = card(SimpleNamespace(id="a:french", owned_by="us", permission=[], metadata=metadata))
+    assert adapter.parent == "a"
 
 
 @pytest.mark.parametrize(

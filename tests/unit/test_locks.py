@@ -54,6 +54,10 @@ def unmet(pins: dict[str, str], left_out: dict[str, str]) -> list[str]:
     return wrong
 
 
+def test_gpus_get_no_build_for_a_cpu() -> None:
+    assert [name for name, version in lock.pins("gpu").items() if "cpu" in version] == []
+
+
 def test_every_requirement_is_pinned_or_left_out_with_a_reason() -> None:
     assert unmet(PINS, LEFT_OUT) == []
 

@@ -11,8 +11,9 @@ import pytest
 from ray.serve.llm.ingress import OpenAiIngress
 
 from orchestrator.config import ServeConfig
-from orchestrator.serve import ingress
-from orchestrator.serve.ingress import ComeBack, Ingress
+from orchestrator.serve import openai_errors
+from orchestrator.serve.ingress import Ingress
+from orchestrator.serve.openai_errors import ComeBack
 from orchestrator.serve.waiting_room import Full, WaitingRoom
 
 MODEL = "model:a"
@@ -115,7 +116,7 @@ def test_a_place_is_free_when_an_answer_begins_or_its_client_goes(front) -> None
         await asyncio.sleep(0.01)
         with pytest.raises(ComeBack) as refused:
             await ask(front, None)
-        answer = await ingress._openai_error(None, refused.value)
+        answer = await openai_errors._openai_error(None, refused.value)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
         waiting.pop().cancel()
         await asyncio.sleep(0.01)
