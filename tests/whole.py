@@ -76,6 +76,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "a service as a Ray job, and 10,000 requests": ("engine/test_serve_job.py",),
     "a service and 1,000 clients; tests/unit/test_waiting_room.py has the places": ("ray/test_from_zero.py",),
     "five services; tests/unit/test_front.py has what is refused": ("ray/test_guests.py",),
+    "two services; engine/test_serve.py has the first Ctrl-C": ("ray/test_serve_ending.py",),
     "100,000 seeds; make test has the first thousand": ("simulation/test_simulation.py::test_and_in_many_more_runs",),
     "half a minute each; make test has a tenth of the herd": (
         "simulation/test_herd.py::test_a_cold_herd_and_then_a_warm_one[large-fits]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator
@@ -15,14 +16,16 @@ from orchestrator.engine import fake
 
 
 class FakeServer(LLMServer):
-    """Answers at once, with tokens that depend on the prompt alone; it does not stream.
+    """Answers with tokens that depend on the prompt alone; it does not stream.
 
-    `engine.extra.fake_log` names a file that gets a line for each prompt that was asked.
+    `engine.extra.fake_log` names a file that gets a line for each prompt that was asked; `engine.extra.fake_answer_s`
+    is how long an answer takes.
     """
 
     async def start(self) -> None:
         """There is no engine to start."""
-        log = self._llm_config.experimental_configs.get("fake_log")
+        given = self._llm_config.experimental_configs
+        log, self._answer_s = given.get("fake_log"), float(given.get("fake_answer_s", 0.0))
         self._log = os.open(Path(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else None
 
     async def completions(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
@@ -47,6 +50,7 @@ class FakeServer(LLMServer):
             "completion_tokens": tokens or fake.TOKENS,
             "total_tokens": 1 + (tokens or fake.TOKENS),
         }
+        await asyncio.sleep(self._answer_s)
         yield kind(
             object=name, created=int(time.time()), model=self._llm_config.model_id, usage=usage,
             choices=[{"index": 0, "finish_reason": "length", **choice}],

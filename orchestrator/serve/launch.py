@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -94,14 +94,9 @@ def execute(app: AppConfig, say: Say) -> dict[str, Any]:
         OrchestratorError: the configuration is not right, or the application did not come up, or failed.
     """
     began = time.time()
-    service = None
-    try:
-        with serving(app, say) as service:
-            _greet(app, service, say)
-            _until_interrupted(app.serve.name)
-    except KeyboardInterrupt:
-        if service is None:
-            raise
+    with serving(app, say) as service, suppress(KeyboardInterrupt):  # one more, while it drains, ends the job
+        _greet(app, service, say)
+        _until_interrupted(app.serve.name)
     return {"ok": True, "ready_s": round(service.ready_s, 2), "seconds": round(time.time() - began, 2)}
 
 
