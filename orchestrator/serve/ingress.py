@@ -58,11 +58,11 @@ class Ingress(OpenAiIngress):
 
     async def status_page(self) -> HTMLResponse:
         """For people: replicas, how they started, and the graph cache."""
-        return HTMLResponse(status.page(await status.collect(self._namespace)))
+        return HTMLResponse(status.page(await status.collect(self._namespace, self._room.waiting())))
 
     async def status_json(self) -> JSONResponse:
         """The same for programs."""
-        return JSONResponse(await status.collect(self._namespace))
+        return JSONResponse(await status.collect(self._namespace, self._room.waiting()))
 
     async def health(self) -> Response:
         """200 while the service takes requests."""

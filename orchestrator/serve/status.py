@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
 from typing import Any
@@ -16,8 +17,13 @@ from orchestrator.serve.status_board import Board
 from orchestrator.timeline.colours import COLOURS
 
 
-async def collect(namespace: str) -> dict[str, Any]:
-    """What the page shows, JSON-ready."""
+async def collect(namespace: str, waiting: Mapping[str, int]) -> dict[str, Any]:
+    """What the page shows, JSON-ready.
+
+    Args:
+        namespace: of the cluster's actors.
+        waiting: for models without a replica, how many requests wait for the first.
+    """
     entries: dict[str, Any] = {}
     replicas: list[dict[str, Any]] = []
     with suppress(RayError):  # it is being restarted, and will be told again
@@ -35,7 +41,13 @@ async def collect(namespace: str) -> dict[str, Any]:
         }
         for key, header in entries.items()
     ]
-    return {"schema": "orchestrator.status/1", "now": time.time(), "replicas": replicas, "graphs": graphs}
+    return {
+        "schema": "orchestrator.status/1",
+        "now": time.time(),
+        "replicas": replicas,
+        "waiting": dict(waiting),
+        "graphs": graphs,
+    }
 
 
 def page(found: dict[str, Any]) -> str:

@@ -70,6 +70,10 @@ class WaitingRoom:
 
         return leave
 
+    def waiting(self) -> dict[str, int]:
+        """How many wait, for each deployment that is known to have no replica."""
+        return {name: self._waiting[name] for name, running in self._running.items() if not running}
+
     def look(self, deployments: Mapping[str, Any]) -> None:
         """Take note of how many replicas run.
 

@@ -28,8 +28,9 @@ def test_replicas_and_graphs_are_shown_and_escaped() -> None:
 
 
 def test_an_empty_service_has_a_page_too() -> None:
-    page = status.page({"replicas": [], "graphs": []})
+    page = status.page({"replicas": [], "graphs": [], "waiting": {"model:a": 3}})
     assert "No replica is ready." in page
+    assert "model:a has no replica; requests that wait for the first: 3" in page
 
 
 def test_a_replica_that_falls_silent_is_forgotten(monkeypatch) -> None:

@@ -29,6 +29,7 @@ def test_so_many_wait_and_each_place_is_free_once() -> None:
     first, _ = room.enter(MODEL), room.enter(MODEL)
     with pytest.raises(Full):
         room.enter(MODEL)
+    assert room.waiting() == {MODEL: 2}
     first(True)
     first(False)  # when its answer begins, and again when it ends
     room.enter(MODEL)
@@ -41,6 +42,7 @@ def test_where_a_replica_runs_or_nothing_is_known_nobody_is_counted() -> None:
     room.enter(MODEL)
     room.look(deployments(1))
     room.enter(MODEL)
+    assert room.waiting() == {}
     room.look({})
     room.enter(MODEL)
 
