@@ -54,6 +54,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "serve.upscale_delay_s": (lambda v: v >= 0, "at least 0 seconds"),
     "serve.downscale_delay_s": (lambda v: v >= 0, "at least 0 seconds"),
     "serve.start_s": (lambda v: v > 0, "above 0 seconds"),
+    "serve.ingress_replicas": (lambda v: v >= 1, "at least 1"),
     "serve.max_held": (lambda v: v >= 0, "at least 0"),
     "serve.max_body_kib": (lambda v: v >= 1, "at least 1"),
     "serve.max_n": (lambda v: v >= 1, "at least 1"),

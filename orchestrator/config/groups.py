@@ -201,6 +201,7 @@ class ServeConfig:
     downscale_delay_s: float = 120.0
     autoscaling: Autoscaling = Autoscaling.reactive  # Ray Serve's own policy, or ours, which looks ahead
     start_s: float = 60.0  # how long a start takes, until one was seen: for autoscaling=ahead, and for Retry-After
+    ingress_replicas: int = 1  # of the front, which checks keys and bounds and passes answers on
     max_held: int = 1000  # requests that wait for a model's first replica; the others are told to come back (429)
     api_keys_file: str | None = None  # a key a line; None: no keys, on loopback only
     frontend: dict[str, Any] = field(

@@ -101,8 +101,8 @@ def build(app: AppConfig, folders: dict[str, str]) -> Any:
     entrance = ingress.build(keys, app.serve.max_body_kib << 10)
     options: dict[str, Any] = {"num_cpus": 0, **_runtime_env(app)}
     return serve.deployment(
-        entrance, name=controller.INGRESS, num_replicas=1, max_ongoing_requests=10_000, ray_actor_options=options,
-        graceful_shutdown_timeout_s=app.serve.drain_s + FRONT_S,
+        entrance, name=controller.INGRESS, num_replicas=app.serve.ingress_replicas, max_ongoing_requests=10_000,
+        ray_actor_options=options, graceful_shutdown_timeout_s=app.serve.drain_s + FRONT_S,
     ).bind(
         {llm.model_id: build_llm_deployment(llm, name_prefix="model:") for llm in llms},
         {llm.model_id: compat.get(table.METADATA)(llm.model_id, llm, facts(folders[llm.model_id])) for llm in llms},

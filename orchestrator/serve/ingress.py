@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ class Ingress(OpenAiIngress):
     def __init__(self, *arguments: Any, app: AppConfig, ahead: Ahead | None, from_zero: bool, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._namespace, self._served = app.cluster.namespace, app.serve
-        self._room = WaitingRoom(app.serve.name, app.serve.max_held, app.serve.start_s)
+        places = math.ceil(app.serve.max_held / app.serve.ingress_replicas)
+        self._room = WaitingRoom(app.serve.name, places, app.serve.start_s)
         beside = [ahead.run()] if ahead else []
         beside += [self._room.run()] if from_zero else []
         self._beside = [asyncio.get_running_loop().create_task(task) for task in beside]

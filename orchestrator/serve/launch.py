@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from ray import serve
 from orchestrator.cluster import connect
 from orchestrator.cluster.shape import local_shape
 from orchestrator.config import AppConfig, ClusterKind
-from orchestrator.errors import PlacementError, ServeError
+from orchestrator.errors import ConfigError, PlacementError, ServeError
 from orchestrator.fleet import node_models
 from orchestrator.graph_cache.settings import cache_settings
 from orchestrator.progress import Say
@@ -29,6 +30,7 @@ from orchestrator.serve import controller, front
 from orchestrator.serve.status_board import Board
 
 _POLL_S = 0.5
+_BOARD_S = 60.0  # an actor that may have to start first
 _MARGIN_S = 30.0  # for what ends after its deadline
 
 
@@ -80,11 +82,32 @@ def _ray_serve(app: AppConfig, say: Say) -> Iterator[tuple[AppConfig, str]]:
     """Ray, and Ray Serve in it; yields the configuration with the address that is really bound, and the URL."""
     with connect.connected(app.cluster, say) as shape:
         node_models.make_everywhere(application.cells(app), shape)
-        there = front.claim(app, say)
-        app = deepcopy(app)
-        app.serve.host, app.serve.port = there.host, there.port
-        Board.connect(app.cluster.namespace)
-        yield app, there.url(app.serve.route_prefix)
+        with _alone(app):
+            there = front.claim(app, say)
+            app = deepcopy(app)
+            app.serve.host, app.serve.port = there.host, there.port
+            yield app, there.url(app.serve.route_prefix)
+
+
+@contextmanager
+def _alone(app: AppConfig) -> Iterator[None]:
+    """No other job of ours takes our name or route between our look at Ray Serve and our deployment.
+
+    Raises:
+        ConfigError: one is about to.
+    """
+    board, who = Board.connect(app.cluster.namespace), secrets.token_hex(8)
+    places = [f"name {app.serve.name}", f"route {app.serve.route_prefix}"]
+    if not ray.get(board.claim.remote(places, who), timeout=_BOARD_S):
+        raise ConfigError(
+            f"Another job is about to serve under the name {app.serve.name}, or on the route {app.serve.route_prefix}.",
+            where="serve.name",
+            hint="Choose another serve.name and serve.route_prefix.",
+        )
+    try:
+        yield
+    finally:
+        board.give_up.remote(who)
 
 
 def execute(app: AppConfig, say: Say) -> dict[str, Any]:

@@ -106,6 +106,18 @@ def test_services_and_batches_live_side_by_side(job: Begin, mine: Footprint) -> 
     assert end(first)[0] == 0
 
 
+def test_of_two_that_begin_at_once_with_one_name_one_serves(job: Begin) -> None:
+    port = free_port()
+    both = [job("serve", f"serve.port={port}", "serve.drain_s=2") for _ in range(2)]
+    wait_for(lambda: answers(f"http://127.0.0.1:{port}") and any(p.poll() is not None for p in both), pause_s=0.5)
+    (serves,) = [process for process in both if process.poll() is None]
+    (refused,) = [process for process in both if process is not serves]
+    code, result, _ = finish(refused)
+    assert (code, "serve.name" in result["error"]) == (2, True), result
+    assert answers(f"http://127.0.0.1:{port}")  # its end was not the other's
+    assert end(serves)[0] == 0
+
+
 def test_an_application_that_was_replaced_is_left(job: Begin, mine: Footprint) -> None:
     """Somebody deploys another application under our name, without asking us; our end is not its end."""
     port = free_port()

@@ -24,3 +24,9 @@ def test_a_service_serves_them_beside_ours(tmp_path: Path) -> None:
     assert [cell.serve.max_replicas for cell in cells] == [2, 1]
     assert cells[0].model.tiny["num_hidden_layers"] == 2
     assert cells[0].model.tiny["model_type"] == "llama"
+
+
+def test_the_front_has_as_many_replicas_as_asked(make_app) -> None:
+    app = make_app("engine=fake", "model=tiny_llama", "serve.ingress_replicas=3")
+    made = serve_app.build(app, {"tiny_llama": "/some/model"})._bound_deployment
+    assert (made.name, made.num_replicas) == ("ingress", 3)

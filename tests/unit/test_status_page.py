@@ -42,3 +42,16 @@ def test_a_replica_that_falls_silent_is_forgotten(monkeypatch) -> None:
     board.tell({**report(2.0), "replica": "b"})
     monkeypatch.setattr(time, "monotonic", lambda: now + 80)
     assert [r["first_token_s"] for r in board.replicas()] == [2.0]
+
+
+def test_a_place_is_claimed_by_one_and_free_again(monkeypatch) -> None:
+    board = Board()
+    assert board.claim(["name a", "route /"], "first")
+    assert board.claim(["name a", "route /"], "first")  # its first answer was lost
+    assert not board.claim(["name b", "route /"], "second")
+    assert board.claim(["name b", "route /b"], "second")  # of the refused claim nothing was kept
+    board.give_up("first")
+    assert board.claim(["name a", "route /"], "third")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
+    assert board.claim(["name a"], "fourth")  # the third was killed
