@@ -19,12 +19,18 @@ class FakeServer(LLMServer):
     """Answers with tokens that depend on the prompt alone; it does not stream.
 
     `engine.extra.fake_log` names a file that gets a line for each prompt that was asked; `engine.extra.fake_answer_s`
-    is how long an answer takes.
+    is how long an answer takes; `engine.extra.fake_fail=start` lets it fail.
     """
 
     async def start(self) -> None:
-        """There is no engine to start."""
+        """There is no engine to start.
+
+        Raises:
+            RuntimeError: it was told to fail.
+        """
         given = self._llm_config.experimental_configs
+        if given.get("fake_fail") == "start":
+            raise RuntimeError("this fake engine was told to fail")
         log, self._answer_s = given.get("fake_log"), float(given.get("fake_answer_s", 0.0))
         self._log = os.open(Path(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,7 +25,7 @@ from orchestrator.serve.auth import Gate
 from orchestrator.serve.model_cards import Card, CardList, card
 from orchestrator.serve.openai_errors import ComeBack, OpenAIHTTPException, add_handlers
 from orchestrator.serve.request_checks import check
-from orchestrator.serve.waiting_room import Full, WaitingRoom
+from orchestrator.serve.waiting_room import Full, Place, StartFailed, WaitingRoom
 from orchestrator.serve.warm_ahead import Ahead
 
 _TRIES = 2  # a request whose replica died before it answered is asked once more
@@ -98,21 +98,23 @@ class Ingress(OpenAiIngress):
 
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Request | None = None) -> Any:
         check(body, self._served)
-        leave = self._waits(await self._get_model_id(body.model))
+        place = self._waits(await self._get_model_id(body.model))
+        parts = self._asked(body, call_method, raw_request)
         try:
-            async for part in self._asked(body, call_method, raw_request):
-                leave(True)
+            async for part in place.watched(parts) if place else parts:
                 yield part
-        finally:
-            leave(False)
+        except StartFailed as failed:
+            raise _no_start(failed) from failed
 
-    def _waits(self, model: str) -> Callable[[bool], None]:
+    def _waits(self, model: str) -> Place | None:
         handles = self._default_serve_handles
         handle = handles.get(model) or handles[model.partition(":")[0]]  # of an adapter its model's
         try:
             return self._room.enter(handle.deployment_id.name)
         except Full as full:
             raise ComeBack(full.retry_after_s) from full
+        except StartFailed as failed:
+            raise _no_start(failed) from failed
 
     async def _asked(self, body: Any, call_method: str, raw_request: Request | None) -> Any:
         begun = False
@@ -160,6 +162,10 @@ def web_app(keys: Sequence[str], max_body: int) -> FastAPI:
     # so that a browser's preflight, which has no key, is answered, and a 401 is one that a page can read
     app.user_middleware.insert(inside, Middleware(Gate, keys=list(keys), max_body=max_body))
     return app
+
+
+def _no_start(failed: StartFailed) -> Exception:
+    return OpenAIHTTPException(503, f"No replica of the model could start: {failed}", "start_failed")  # type: ignore[no-any-return]
 
 
 def _replica_died(lost: Exception) -> bool:

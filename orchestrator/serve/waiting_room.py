@@ -1,17 +1,19 @@
-"""Requests that wait for a model's first replica: so many, and the others are told when to come back."""
+"""Requests that wait for a model's first replica: so many; the others, and those whose start failed, are told."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from orchestrator.serve import controller
 from orchestrator.serve.background import repeat
 
 _PERIOD_S = 1.0
+_GIVEN_UP = "REPLICA_STARTUP_FAILED"  # Ray Serve's word for a deployment whose replicas it starts no more
+_NOTHING = object()
 
 
 class Full(Exception):
@@ -26,6 +28,54 @@ class Full(Exception):
         self.retry_after_s = retry_after_s
 
 
+class StartFailed(Exception):
+    """There will be no replica now; its text is the cause, in a line."""
+
+
+class Place:
+    """What a request has while it waits.
+
+    Args:
+        room: where.
+        deployment: for whose replica.
+    """
+
+    def __init__(self, room: WaitingRoom, deployment: str) -> None:
+        self._room, self._deployment = room, deployment
+        self._lost, self._cause = asyncio.Event(), ""
+
+    def leave(self, answered: bool) -> None:
+        """Its answer begins, or it goes; only the first call counts."""
+        self._room.left(self, self._deployment, answered)
+
+    def lose(self, cause: str) -> None:
+        """There is nothing to wait for any more."""
+        self._cause = cause
+        self._lost.set()
+
+    async def watched(self, parts: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        """An answer's parts, as they come.
+
+        Raises:
+            StartFailed: the start failed before the first part.
+        """
+        first, lost = asyncio.ensure_future(anext(parts, _NOTHING)), asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait({first, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                raise StartFailed(self._cause)
+            if (part := first.result()) is _NOTHING:
+                return
+            self.leave(answered=True)
+            yield part
+            async for part in parts:
+                yield part
+        finally:
+            first.cancel()
+            lost.cancel()
+            self.leave(answered=False)
+
+
 class WaitingRoom:
     """Who waits where no replica runs, by deployment.
 
@@ -38,44 +88,45 @@ class WaitingRoom:
     def __init__(self, application: str, most: int, start_s: float) -> None:
         self._application, self._most, self._guess = application, most, start_s
         self._running: dict[str, int] = {}  # what is not known has replicas
-        self._waiting: Counter[str] = Counter()
+        self._places: dict[str, set[Place]] = {}
+        self._failed: dict[str, str] = {}  # why no replica starts
         self._began: dict[str, float] = {}  # when the first one came
         self._took: dict[str, float] = {}
 
-    def enter(self, deployment: str) -> Callable[[bool], None]:
-        """A request comes; returns what to call when its answer begins, with True, or when it goes, with False.
-
-        Only the first of these calls counts.
+    def enter(self, deployment: str) -> Place | None:
+        """A request comes; None: there is nothing to wait for.
 
         Raises:
             Full: too many wait already.
+            StartFailed: Ray Serve has given up. It tries again when the application is deployed anew.
         """
         if self._running.get(deployment, 1):
-            return lambda answered: None
-        now = time.monotonic()
+            return None
+        if deployment in self._failed:
+            raise StartFailed(self._failed[deployment])
+        now, places = time.monotonic(), self._places.setdefault(deployment, set())
         began = self._began.setdefault(deployment, now)
-        if self._waiting[deployment] >= self._most:
+        if len(places) >= self._most:
             left = self._took.get(deployment, self._guess) - (now - began)
             raise Full(max(1, math.ceil(left)))
-        self._waiting[deployment] += 1
-        inside = [True]
+        places.add(place := Place(self, deployment))
+        return place
 
-        def leave(answered: bool) -> None:
-            if not inside:
-                return
-            inside.clear()
-            self._waiting[deployment] -= 1
-            if not answered and not self._waiting[deployment]:
-                self._began.pop(deployment, None)  # nobody waits for this start any more
-
-        return leave
+    def left(self, place: Place, deployment: str, answered: bool) -> None:
+        """A place is free."""
+        places = self._places[deployment]
+        if place not in places:
+            return
+        places.remove(place)
+        if not answered and not places:
+            self._began.pop(deployment, None)  # nobody waits for this start any more
 
     def waiting(self) -> dict[str, int]:
         """How many wait, for each deployment that is known to have no replica."""
-        return {name: self._waiting[name] for name, running in self._running.items() if not running}
+        return {name: len(self._places.get(name, ())) for name, running in self._running.items() if not running}
 
     def look(self, deployments: Mapping[str, Any]) -> None:
-        """Take note of how many replicas run.
+        """Take note of how many replicas run, and of what failed.
 
         Args:
             deployments: of `serve.status()`.
@@ -83,11 +134,23 @@ class WaitingRoom:
         self._running = {name: int(found.replica_states.get("RUNNING", 0)) for name, found in deployments.items()}
         for name in [name for name in self._began if self._running.get(name, 1)]:
             self._took[name] = time.monotonic() - self._began.pop(name)
+        given_up = {name: found for name, found in deployments.items() if found.status_trigger == _GIVEN_UP}
+        self._failed = {name: _cause(d.message) for name, d in given_up.items() if not self._running[name]}
+        for name, cause in self._failed.items():
+            for place in self._places.get(name, ()):
+                place.lose(cause)
 
     async def run(self) -> None:
         """Look every second, until cancelled; while Ray Serve does not answer, what was last known counts."""
-        await repeat(
-            lambda: self.look(controller.deployments(self._application)),
-            _PERIOD_S,
-            "how many replicas run is not known",
-        )
+        loop = asyncio.get_running_loop()
+
+        def step() -> None:
+            loop.call_soon_threadsafe(self.look, controller.deployments(self._application))
+
+        await repeat(step, _PERIOD_S, "how many replicas run is not known")
+
+
+def _cause(message: str) -> str:
+    """The last line of what Ray Serve says, which is the error's own."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "Ray Serve gives no cause"

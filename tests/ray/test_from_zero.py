@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -21,14 +23,26 @@ BODY = {"model": "tiny_llama", "prompt": "Hello", "max_tokens": 2}
 CLIENTS, HELD = 1000, 200
 
 
-def test_a_thousand_clients_at_zero(mine: Footprint) -> None:
+@contextmanager
+def service_at_zero(mine: Footprint, *words: str) -> Iterator[str]:
+    """Its address; it ends well, and leaves nothing."""
     url = f"http://127.0.0.1:{(port := free_port())}"
-    words = ["engine=fake", "model=tiny_llama", "serve.min_replicas=0", f"serve.max_held={HELD}", "serve.start_s=30"]
-    words += [f"serve.port={port}", "cluster.num_cpus=2", f"hydra.run.dir={mine.folder}/out"]
-    service = start("jobs/serve.py", *words, env=mine.environment())
+    given = ["engine=fake", "model=tiny_llama", "serve.min_replicas=0", "serve.start_s=30", "cluster.num_cpus=2"]
+    given += [f"serve.port={port}", f"hydra.run.dir={mine.folder}/out", *words]
+    service = start("jobs/serve.py", *given, env=mine.environment())
     try:
         wait_for(lambda: at_zero(url) or service.poll() is not None, pause_s=0.5)
         assert service.poll() is None, service.communicate()
+        yield url
+    finally:
+        os.killpg(service.pid, signal.SIGINT)
+        code, _, err = finish(service)
+    assert code == 0, err
+    mine.check()
+
+
+def test_a_thousand_clients_at_zero(mine: Footprint) -> None:
+    with service_at_zero(mine, f"serve.max_held={HELD}") as url:
         found = all_at_once(url)
         refused = sorted(seconds for code, _, seconds in found if code == 429)
         print(f"{len(refused)} refused, within {refused[0]:.2f} to {refused[-1]:.2f} s")
@@ -38,11 +52,14 @@ def test_a_thousand_clients_at_zero(mine: Footprint) -> None:
         assert all(1 <= int(again) <= 30 for code, again, _ in found if code == 429)
         # there is a replica now, and everybody gets an answer
         assert Counter(code for code, _, _ in all_at_once(url, 100)) == {200: 100}
-    finally:
-        os.killpg(service.pid, signal.SIGINT)
-        code, _, err = finish(service)
-    assert code == 0, err
-    mine.check()
+
+
+def test_who_waits_for_a_start_that_fails_is_told_why(mine: Footprint) -> None:
+    with service_at_zero(mine, "+engine.extra.fake_fail=start") as url:
+        for _ in range(2):  # one that waits, and one that comes later
+            answer = httpx.post(f"{url}/v1/completions", json=BODY, timeout=HANG_S)
+            assert (answer.status_code, answer.json()["error"]["type"]) == (503, "start_failed")
+            assert "RuntimeError: this fake engine was told to fail" in answer.json()["error"]["message"]
 
 
 def at_zero(url: str) -> bool:

@@ -13,14 +13,20 @@ from ray.serve.llm.ingress import OpenAiIngress
 from orchestrator.config import ServeConfig
 from orchestrator.serve import openai_errors
 from orchestrator.serve.ingress import Ingress
-from orchestrator.serve.openai_errors import ComeBack
+from orchestrator.serve.openai_errors import ComeBack, OpenAIHTTPException
 from orchestrator.serve.waiting_room import Full, WaitingRoom
 
 MODEL = "model:a"
 
 
 def deployments(running: int) -> dict[str, Any]:
-    return {MODEL: SimpleNamespace(replica_states={"RUNNING": running, "STARTING": 1})}
+    states = {"RUNNING": running, "STARTING": 1}
+    return {MODEL: SimpleNamespace(replica_states=states, status_trigger="AUTOSCALING", message="")}
+
+
+def given_up() -> dict[str, Any]:
+    said = "The deployment failed to start 3 times in a row. Error:\nTraceback\nOSError: No space left on device\n"
+    return {MODEL: SimpleNamespace(replica_states={}, status_trigger="REPLICA_STARTUP_FAILED", message=said)}
 
 
 def test_so_many_wait_and_each_place_is_free_once() -> None:
@@ -30,8 +36,8 @@ def test_so_many_wait_and_each_place_is_free_once() -> None:
     with pytest.raises(Full):
         room.enter(MODEL)
     assert room.waiting() == {MODEL: 2}
-    first(True)
-    first(False)  # when its answer begins, and again when it ends
+    first.leave(True)
+    first.leave(False)  # when its answer begins, and again when it ends
     room.enter(MODEL)
     with pytest.raises(Full):
         room.enter(MODEL)
@@ -67,7 +73,7 @@ def test_a_start_that_was_seen_says_when_to_come_back(monkeypatch) -> None:
     room.look(deployments(1))
     now[0] += 500
     room.look(deployments(0))  # at zero again
-    room._waiting.clear()
+    room._places.clear()
     room.enter(MODEL)
     assert told() == 130
 
@@ -77,14 +83,14 @@ def test_a_start_that_all_gave_up_is_forgotten(monkeypatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     room = WaitingRoom("app", most=1, start_s=60.0)
     room.look(deployments(0))
-    room.enter(MODEL)(False)
+    room.enter(MODEL).leave(False)
     now[0] += 3600
-    leave = room.enter(MODEL)
+    place = room.enter(MODEL)
     with pytest.raises(Full) as full:
         room.enter(MODEL)
     assert full.value.retry_after_s == 60
     now[0] += 15
-    leave(True)  # an answer begins before the next look
+    place.leave(True)  # an answer begins before the next look
     room.look(deployments(1))
     assert room._took == {MODEL: 15.0}
 
@@ -125,8 +131,41 @@ def test_a_place_is_free_when_an_answer_begins_or_its_client_goes(front) -> None
         waiting.append(asyncio.create_task(ask(front)))
         front.replica.set()
         await asyncio.sleep(0.01)
-        assert front._room._waiting[MODEL] == 0  # both have begun
+        assert front._room.waiting() == {MODEL: 0}  # both have begun
         front.rest.set()
         assert await asyncio.gather(*waiting) == [["first", "last"]] * 2
 
     asyncio.run(story())
+
+
+def test_who_waits_for_a_start_that_failed_is_told_why(front) -> None:
+    async def story() -> None:
+        front.replica = asyncio.Event()
+        waiting = [asyncio.create_task(ask(front)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        front._room.look(deployments(0))  # Ray Serve tries again
+        await asyncio.sleep(0.01)
+        assert not any(task.done() for task in waiting)
+        front._room.look(given_up())
+        told = await asyncio.gather(*waiting, return_exceptions=True)
+        with pytest.raises(OpenAIHTTPException) as later:
+            await ask(front)
+        for refused in (*told, later.value):
+            assert (refused.status_code, refused.type) == (503, "start_failed")
+            assert refused.message == "No replica of the model could start: OSError: No space left on device"
+        front._room.look(deployments(0))  # at zero again
+        front.replica.set()
+        front.rest = front.replica
+        assert await ask(front) == ["first", "last"]
+
+    asyncio.run(story())
+
+
+def test_an_answer_without_a_part_is_no_failure(front, monkeypatch) -> None:
+    async def nothing(self: Any, **_: Any) -> Any:
+        return
+        yield
+
+    monkeypatch.setattr(OpenAiIngress, "_get_response", nothing)
+    assert asyncio.run(ask(front)) == []
+    assert front._room.waiting() == {MODEL: 0}
