@@ -98,23 +98,22 @@ class Ingress(OpenAiIngress):
 
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Request | None = None) -> Any:
         check(body, self._served)
-        place = self._waits(await self._get_model_id(body.model))
+        model = await self._get_model_id(body.model)
         parts = self._asked(body, call_method, raw_request)
         try:
+            place = self._waits(model)
             async for part in place.watched(parts) if place else parts:
                 yield part
+        except Full as full:
+            raise ComeBack(full.retry_after_s) from full
         except StartFailed as failed:
-            raise _no_start(failed) from failed
+            text = f"No replica of the model could start: {failed}"
+            raise OpenAIHTTPException(503, text, "start_failed") from failed
 
     def _waits(self, model: str) -> Place | None:
         handles = self._default_serve_handles
         handle = handles.get(model) or handles[model.partition(":")[0]]  # of an adapter its model's
-        try:
-            return self._room.enter(handle.deployment_id.name)
-        except Full as full:
-            raise ComeBack(full.retry_after_s) from full
-        except StartFailed as failed:
-            raise _no_start(failed) from failed
+        return self._room.enter(handle.deployment_id.name)
 
     async def _asked(self, body: Any, call_method: str, raw_request: Request | None) -> Any:
         begun = False
@@ -162,10 +161,6 @@ def web_app(keys: Sequence[str], max_body: int) -> FastAPI:
     # so that a browser's preflight, which has no key, is answered, and a 401 is one that a page can read
     app.user_middleware.insert(inside, Middleware(Gate, keys=list(keys), max_body=max_body))
     return app
-
-
-def _no_start(failed: StartFailed) -> Exception:
-    return OpenAIHTTPException(503, f"No replica of the model could start: {failed}", "start_failed")  # type: ignore[no-any-return]
 
 
 def _replica_died(lost: Exception) -> bool:
