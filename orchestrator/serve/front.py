@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import ray
 from ray import serve
+from ray.exceptions import ActorAlreadyExistsError
 
 from orchestrator import compat
 from orchestrator.compat import table
@@ -66,8 +67,12 @@ def claim(app: AppConfig, say: Say) -> Front:
     if there is None:
         if _on_head():  # where its proxy will be
             check_free(app.serve.host, app.serve.port)
-        serve.start(http_options={"host": app.serve.host, "port": app.serve.port})
-        there = running() or Front(app.serve.host, app.serve.port, "", {})  # another job's, if it was faster
+        http = {"host": app.serve.host, "port": app.serve.port}
+        try:
+            serve.start(http_options=http)
+        except ActorAlreadyExistsError:  # another job began at the same moment: take what that one started
+            serve.start(http_options=http)
+        there = running() or Front(app.serve.host, app.serve.port, "", {})
     _check_guest(app, there)
     if (there.host, there.port) != (app.serve.host, app.serve.port):
         say("serve", f"Ray Serve runs here already, at {there.host}:{there.port}; it stays there")

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from orchestrator.cluster import connect
 from orchestrator.cluster.shape import local_shape
@@ -107,7 +108,8 @@ def _alone(app: AppConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        board.give_up.remote(who)
+        with suppress(RayError):  # a cluster that is gone has no claims; Ray may not end while a call is on its way
+            ray.get(board.give_up.remote(who), timeout=_BOARD_S)
 
 
 def execute(app: AppConfig, say: Say) -> dict[str, Any]:

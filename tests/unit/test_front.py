@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from ray.exceptions import ActorAlreadyExistsError
 
 from orchestrator.config import AppConfig, sources
 from orchestrator.errors import ConfigError
@@ -109,6 +110,23 @@ def test_keys_are_demanded_for_the_address_that_is_bound(
     assert app.serve.host == "127.0.0.1"
     with pytest.raises(ConfigError, match="no API keys"):
         claimed(monkeypatch, app, Front(host, 8000, "", {}))
+
+
+def test_a_ray_serve_that_another_job_starts_at_that_moment_is_taken(
+    monkeypatch: pytest.MonkeyPatch, app: AppConfig
+) -> None:
+    there = Front("127.0.0.1", 9999, "", {})
+    started: list[dict] = []
+
+    def start(http_options: dict) -> None:
+        started.append(http_options)
+        if len(started) == 1:
+            raise ActorAlreadyExistsError("SERVE_CONTROLLER_ACTOR")
+
+    monkeypatch.setattr(front, "running", lambda: there if len(started) == 2 else None)
+    monkeypatch.setattr(front, "_on_head", lambda: False)
+    monkeypatch.setattr(front.serve, "start", start)
+    assert front.claim(app, quiet) is there
 
 
 def test_a_ray_serve_without_http_is_refused(monkeypatch: pytest.MonkeyPatch, app: AppConfig) -> None:
