@@ -56,7 +56,8 @@ def check(app: Any) -> None:
     for where, asked in {"serve.frontend": app.serve.frontend, **each}.items():
         if "lora_modules" in asked:
             raise ConfigError(f"{where}.lora_modules: this service has no adapters.", where=f"{where}.lora_modules")
-        vllm_arguments.check(where, asked, vllm_arguments.frontend())
+        if asked:  # vLLM's sources are not read for nothing
+            vllm_arguments.check(where, asked, vllm_arguments.frontend())
 
 
 def merged(ours: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

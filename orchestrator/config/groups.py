@@ -204,9 +204,7 @@ class ServeConfig:
     ingress_replicas: int = 1  # of the front, which checks keys and bounds and passes answers on
     max_held: int = 1000  # requests that wait for a model's first replica; the others are told to come back (429)
     api_keys_file: str | None = None  # a key a line; None: no keys, on loopback only
-    frontend: dict[str, Any] = field(
-        default_factory=dict
-    )  # tool_call_parser, chat_template, ...: as `vllm serve` has them
+    frontend: dict[str, Any] = field(default_factory=dict)  # tool_call_parser, ...: with the names of `vllm serve`
     max_body_kib: int = 1024
     max_n: int = 16  # answers to one prompt
     max_choices: int = 128  # answers to one request: prompts times n

@@ -66,6 +66,14 @@ def replicas() -> list[psutil.Process]:
     return [p for p in processes("ServeReplica") if "model:tiny_llama" in " ".join(p.cmdline())]
 
 
+def cpu_s(name: str) -> float:
+    """CPU time of the service's processes of a kind, so far."""
+    return sum(sum(p.cpu_times()[:2]) for p in processes(name))
+
+
+FRONT = {"ingress": "ServeReplica:orchestrator:ingress", "proxy": "ProxyActor"}
+
+
 @pytest.mark.timeout(7200)
 def test_none_is_lost_none_is_doubled_and_few_are_asked_twice(service: str, job, mine: Footprint) -> None:
     (mine.folder / "in.jsonl").write_text("".join(line(f"r{i}", max_tokens=2) for i in range(ROWS)))
@@ -76,6 +84,7 @@ def test_none_is_lost_none_is_doubled_and_few_are_asked_twice(service: str, job,
         return answers.read_bytes().count(b"\n") if answers.exists() else 0
 
     memory: list[int] = []
+    before = {part: cpu_s(name) for part, name in FRONT.items()}
     began = last = time.monotonic()
     driver, killed, replaced = job("batch", *words), 0, False
     while driver.poll() is None:
@@ -91,6 +100,7 @@ def test_none_is_lost_none_is_doubled_and_few_are_asked_twice(service: str, job,
             killed, last = killed + 1, time.monotonic()
     code, result, err = finish(driver)
     seconds = time.monotonic() - began
+    front = {part: f"{1000 * (cpu_s(name) - before[part]) / ROWS:.1f} ms" for part, name in FRONT.items()}
     assert code == 0, (result, err[-3000:])
     assert (result["requests"], result["answered"], replaced) == (ROWS, ROWS, True)
     found = [json.loads(text)["custom_id"] for text in answers.read_text().splitlines()]
@@ -103,6 +113,6 @@ def test_none_is_lost_none_is_doubled_and_few_are_asked_twice(service: str, job,
     half = memory[len(memory) // 2 :]
     print(
         f"{ROWS} rows in {seconds:.0f} s, {killed} replicas killed, {twice} asked twice, driver "
-        f"{min(memory)} to {max(memory)} MiB, in the second half from {half[0]} to {half[-1]}"
+        f"{min(memory)} to {max(memory)} MiB, in the second half from {half[0]} to {half[-1]}; CPU for a row: {front}"
     )
     assert half[-1] - half[len(half) // 4] < 32
