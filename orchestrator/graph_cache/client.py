@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,8 @@ class GraphCacheClient:
         if size < _TURNS_FROM:
             yield
             return
-        ray.get(self.registry.fetch_turn.remote(key, self._who, _CALL_S), timeout=_CALL_S + 30)
+        with suppress(RayError):
+            ray.get(self.registry.fetch_turn.remote(key, self._who, _CALL_S), timeout=_CALL_S + 30)
         copied = False
         try:
             yield
@@ -224,9 +225,10 @@ class GraphCacheClient:
         return bundle.pack(cache_root, folders, bundle.signing_key(self.settings.key_file), known)
 
     def _heartbeat(self, receipt: Receipt) -> None:
-        while not self._stop.wait(self.settings.lease_s / 3):
+        every = self.settings.lease_s / 6  # and as long for an answer: two that are lost in a row cost no lease
+        while not self._stop.wait(every):
             try:
-                if not ray.get(self.registry.renew.remote(receipt.key, receipt.generation, self._who), timeout=_CALL_S):
+                if not ray.get(self.registry.renew.remote(receipt.key, receipt.generation, self._who), timeout=every):
                     return
             except Exception:
                 continue  # the registry is restarting; the lease decides

@@ -20,6 +20,7 @@ from typing import Any
 from orchestrator.graph_cache import key as keys
 from orchestrator.graph_cache.entry import Entries, Entry
 from orchestrator.graph_cache.store import Found, Store
+from orchestrator.graph_cache.store_index import Headers, StoreIndex
 
 logger = logging.getLogger("orchestrator.registry")
 
@@ -45,7 +46,7 @@ class Registry:
         self._lead_s = lead_s
         self._leads_from = time.monotonic() + lease_s if restarted else 0.0
         self._entries = Entries(max_bytes)
-        self._index: dict[str, dict[str, Any]] | None = None  # headers in the durable store, read once
+        self._index = StoreIndex(self._store)
 
     async def acquire(self, key: str, factors: dict[str, str], who: str, wait_s: float) -> dict[str, Any]:
         """Ask for a key's graphs; waits at most `wait_s` seconds for a replica that compiles them now.
@@ -150,7 +151,7 @@ class Registry:
         await asyncio.to_thread(self._store.delete, key)
         if not entry.leader and self._entries[key] is entry:
             self._entries[key] = Entry(entry.generation)  # generations go on; a load that is on its way is dropped
-        (self._index or {}).pop(key, None)
+        self._index.forget(key)
         return known
 
     def held_bytes(self) -> int:
@@ -159,11 +160,10 @@ class Registry:
 
     async def entries(self) -> dict[str, dict[str, Any]]:
         """Headers of everything published, here or in the durable store."""
-        if self._index is None:
-            found = await asyncio.to_thread(lambda: dict(self._store.entries()))
-            self._index = found if self._index is None else self._index
-        live = {key: entry.header for key, entry in self._entries.items() if entry.header}
-        return {**self._index, **live}
+        return {**await self._index.headers(), **self._live()}
+
+    def _live(self) -> Headers:
+        return {key: entry.header for key, entry in self._entries.items() if entry.header}
 
     def _entry(self, key: str) -> Entry:
         return self._entries.setdefault(key, Entry())
@@ -239,9 +239,8 @@ class Registry:
         else:
             self._start_lead(key, entry, entry.generation + 1, who)
         generation = entry.generation
-        try:
-            headers = await self.entries()
-        except OSError:
-            headers = {}
+        headers = {**await self._index.soon(self._lease_s / 3), **self._live()}
+        if self._leads(entry, generation, who):  # it can renew its lease only once it knows that it leads
+            entry.lease_until = time.monotonic() + self._lease_s
         others = [keys.differing(factors, header.get("factors", {})) for header in headers.values()]
         return {"generation": generation, "nearest": min(others, key=len, default=None)}

@@ -177,6 +177,30 @@ def generations_from_one(self: Registry, key: str, found: Entry, generation: int
 START_LEAD = Registry._start_lead
 
 
+def heartbeat_that_waits_for_each_answer(self: client.GraphCacheClient, receipt: Any) -> None:
+    while not self._stop.wait(self.settings.lease_s / 3):
+        with suppress(Exception):
+            call = self.registry.renew.remote(receipt.key, receipt.generation, self._who)
+            if not client.ray.get(call, timeout=60.0):
+                return
+
+
+async def lead_that_waits_for_a_listing(
+    self: Registry, key: str, found: Entry, factors: dict[str, str], who: str
+) -> dict[str, Any]:
+    if found.leader != who:
+        self._start_lead(key, found, found.generation + 1, who)
+    generation = found.generation
+    with suppress(OSError):
+        await self.entries()
+    return {"generation": generation, "nearest": None}
+
+
+async def offer_what_is_in_memory(self: Registry, key: str) -> dict[str, Any] | None:
+    found = self._entry(key)
+    return None if found.leader or found.ref is None else found.offer()
+
+
 def patches(*replaced: tuple[Any, str, Any]) -> Callable[[], list[Any]]:
     return lambda: [mock.patch.object(where, name, what) for where, name, what in replaced]
 
@@ -199,5 +223,10 @@ FAULTS: dict[str, Callable[[], list[Any]]] = {
     "nobody takes over from a dead leader": patches((Entry, "led_until", never_taken_over)),
     "signatures are not checked": patches((client.bundle, "verify", not_verified)),
     "a replica loads another bundle than it was offered": patches((Store, "load", load_whatever_is_newest)),
+    "a heartbeat waits a minute for a lost answer": patches(
+        (client.GraphCacheClient, "_heartbeat", heartbeat_that_waits_for_each_answer)
+    ),
+    "a leader's lease runs while the store is listed": patches((Registry, "_lead", lead_that_waits_for_a_listing)),
+    "what lies in the store is compiled again": patches((Registry, "offer", offer_what_is_in_memory)),
     "every lead has the same generation": patches((Registry, "_start_lead", generations_from_one)),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -66,10 +67,12 @@ class Cluster:
         self.run, self.number, self.lives = run, number, 0
         self.actor = Actor(run.world, run.outside, run.faults)
         self.actor.answered = self.saw
+        self.actor.disturbed = self.disturbed
         self.copies: dict[tuple[int, str], bytes] = {}  # by node
         self.leaders: dict[tuple[str, int], str] = {}
         self.led: dict[str, int] = defaultdict(int)
         self.told: set[tuple[str, int, str]] = set()
+        self.missed: dict[tuple[str, str], int] = defaultdict(int)  # renewals in a row, by key and leader
         self.start()
 
     def start(self) -> None:
@@ -91,9 +94,23 @@ class Cluster:
         self.actor.process.kill()
         self.run.world.at(self.run.world.now + self.run.world.random.uniform(0.1, 3.0), self.run.outside, self.start)
 
+    def disturbed(self, name: str, words: tuple[Any, ...]) -> None:
+        """A message was lost, or is late: which of them may cost a compile?"""
+        key = words[0]
+        if name == "renew":
+            self.missed[key, words[2]] += 1
+            if self.missed[key, words[2]] > 2:
+                self.run.forgive(key)
+        elif name in ("acquire", "replace"):
+            self.run.forgive(key)
+        elif name == "publish":  # it holds the lead meanwhile, and each who waits may wait too long
+            self.run.forgive(*[key] * len(self.run.replicas))
+
     def saw(self, name: str, words: tuple[Any, ...], result: Any) -> None:
         """An answer of the registry, on its way."""
         key = words[0] if words else ""
+        if name == "renew":
+            self.missed[key, words[2]] = 0
         if name == "acquire" and result["outcome"] == "lead":
             self._leads(key, result["generation"], words[2])
         elif name == "replace" and result:
@@ -142,6 +159,16 @@ class Copies:
         return fetched
 
 
+@dataclass(frozen=True)
+class Replica:
+    """One that runs, with a way to start it again."""
+
+    process: Process
+    name: str
+    key: str
+    again: Callable[[], None]
+
+
 class Run:
     """A seed's run. `calm` runs have no faults but deaths, stops and repeated messages: little is forgiven there."""
 
@@ -157,17 +184,19 @@ class Run:
         lag = 0.0 if self.calm else draw.choice([0.0, 0.0, 5.0])
         self.disk = Disk(self.world, slow, lag)
         self.disk.forget = self._forget
+        self.disk.refused = lambda path: self.forgive(path.split("/")[1])
         self.files = draw.choice([LocalFiles, Bucket])
         self.max_bytes = draw.choice([1, 1, 13_000, 26_000, 1 << 30])
         self.turns_from = draw.choice([0, 1 << 20])
         self.durable: dict[str, int] = defaultdict(int)  # the newest generation that was said to be durable
         self.evictions: dict[str, int] = defaultdict(int)
         self.compiles: dict[str, int] = defaultdict(int)
-        self.forgiven: dict[str, int] = defaultdict(int)  # leaders that died, or could not go on
+        self.forgiven: dict[str, int] = defaultdict(int)  # compiles for which there is a reason, besides the first
         self.nodes: dict[str, dict[str, bytes]] = defaultdict(dict)
         self.tampered = False
         self.receipts: dict[str, Receipt | None] = {}
-        self.replicas: list[tuple[Process, str, Callable[[], None]]] = []  # with a way to start each again
+        self.compiling: set[str] = set()  # replicas between their compile's begin and the end of their publish
+        self.replicas: list[Replica] = []
 
     def play(self) -> None:
         """From the first start to the end of the last, with checks all along.
@@ -191,6 +220,11 @@ class Run:
             world.closed, world.now = False, world.now + self.disk.lag + 1
             self._end(clusters, keys)
 
+    def forgive(self, *keys: str) -> None:
+        """Something happened that may cost one more compile of each of these keys."""
+        for key in keys:
+            self.forgiven[key] += 1
+
     def _end(self, clusters: list[Cluster], keys: int) -> None:
         """When all is quiet: everyone was answered, and what was published is there for those who come later."""
         for name, receipt in self.receipts.items():
@@ -211,10 +245,9 @@ class Run:
             assert receipt is not None
             if key in durable and not self.tampered:
                 require(receipt.restored or receipt.outcome is Outcome.unused, f"lost: {receipt}")
-        if not self.calm:
-            return
         for key in KEYS[:keys]:
-            allowed = 1 + self.forgiven[key]
+            # clusters of one store do not wait for each other's compiles
+            allowed = len(clusters) * (1 + self.evictions[key]) + self.forgiven[key]
             require(self.compiles[key] <= allowed, f"{self.compiles[key]} compiles, of {allowed} at most")
 
     def _faults(self) -> list[Any]:
@@ -225,7 +258,8 @@ class Run:
         """A replica's start: restore, load or compile, publish."""
         draw, process = self.world.random, Process(self.world, name)
         self.receipts[name] = None
-        self.replicas.append((process, name, lambda: self._replica(cluster, name, number, draw.uniform(0.1, 20.0))))
+        again = lambda: self._replica(cluster, name, number, draw.uniform(0.1, 20.0))  # noqa: E731
+        self.replicas.append(Replica(process, name, KEYS[number], again))
         key_file, root = self.graphs.key_file, self.graphs.folder / name
         node = f"{cluster.number}-{draw.randrange(2)}"
         settings = CacheSettings(cluster.actor, "sim", key_file, LIMITS, WAIT_S, LEASE_S, node, 1 << 20)
@@ -239,16 +273,19 @@ class Run:
             useless = receipt.restored and draw.random() < 0.2
             facts = EngineFacts(loaded=1)
             if useless or not receipt.restored:
-                self.forgiven[key] += useless
+                if useless or receipt.outcome is Outcome.refused:
+                    self.forgive(key)
                 self.compiles[key] += 1
+                self.compiling.add(name)
                 self.world.sleep(draw.uniform(0.5, 30.0))
                 facts = EngineFacts(compiled=1, saved=["model"])
                 if draw.random() < 0.1:
-                    self.forgiven[key] += 1
+                    self.forgive(key)
                     replica.abandon(receipt)
                     self.receipts[name] = receipt
                     return
             self.receipts[name] = replica.publish(receipt, facts, root)
+            self.compiling.discard(name)
 
         process.thread(start, when)
 
@@ -276,32 +313,35 @@ class Run:
     def _kill_registry(self, cluster: Cluster) -> None:
         often = self.calm and cluster.lives > Actor.RETRIES  # Ray gives a call up
         if cluster.actor.process is not None and cluster.actor.process.alive and not often:
+            if self.disk.lag:  # the next one may not see yet what lies there
+                self.forgive(*KEYS)
             cluster.restart()
 
-    def _someone(self) -> tuple[Process, str, Callable[[], None]] | None:
-        alive = [found for found in self.replicas if found[0].alive and self.receipts[found[1]] is None]
+    def _someone(self) -> Replica | None:
+        alive = [found for found in self.replicas if found.process.alive and self.receipts[found.name] is None]
         return self.world.random.choice(alive) if alive else None
 
     def _kill_replica(self, _: Cluster) -> None:
         if (found := self._someone()) is not None:
-            found[0].kill()
-            del self.receipts[found[1]]
-            for key in KEYS:
-                self.forgiven[key] += 1
+            found.process.kill()
+            del self.receipts[found.name]
+            if found.name in self.compiling:
+                self.compiling.discard(found.name)
+                self.forgive(found.key)
             if self.world.random.random() < 0.5:
-                found[2]()
+                found.again()
 
     def _stop_replica(self, _: Cluster) -> None:
         if (found := self._someone()) is not None:
-            found[0].stopped_until = self.world.now + self.world.random.uniform(1.0, 3 * LEASE_S)
-            for key in KEYS:
-                self.forgiven[key] += 1
+            found.process.stopped_until = self.world.now + self.world.random.uniform(1.0, 3 * LEASE_S)
+            self.forgive(found.key)
 
     def _fill(self, _: Cluster) -> None:
         self.disk.full_until = self.world.now + self.world.random.uniform(1.0, 60.0)
 
     def _evict(self, cluster: Cluster) -> None:
         key, by_registry = KEYS[0], self.world.random.random() < 0.5
+        self.forgive(key)  # what was in memory alone; disk.forget counts the others
 
         def evict() -> None:
             if by_registry:

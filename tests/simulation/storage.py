@@ -40,6 +40,7 @@ class Disk:
         self.full_until = -1.0
         self.evicted: set[str] = set()  # names
         self.forget: Callable[[str], None] = lambda _: None  # told of each eviction
+        self.refused: Callable[[str], None] = lambda _: None  # told of each write that finds no room
         self.reads: dict[tuple[object, str], int] = {}  # open reads of whole bundles, by process and path
         self.loads: list[str] = []  # who read a whole bundle
 
@@ -61,8 +62,9 @@ class Disk:
         found = self.objects.get(path)
         return found if found is not None and found.gone > self.world.now else None
 
-    def check_room(self) -> None:
+    def check_room(self, path: str) -> None:
         if self.world.now < self.full_until:
+            self.refused(path)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -175,7 +177,7 @@ class _Writer:
         if self._partial:
             self._disk.put(self._path, self._data)
         self._disk.step()
-        self._disk.check_room()
+        self._disk.check_room(self._path)
         self._data = data
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -309,6 +309,7 @@ class Actor:
         self.process: Process | None = None
         self.methods: Any = None
         self.answered: Callable[[str, tuple[Any, ...], Any], None] = lambda *_: None
+        self.disturbed: Callable[[str, tuple[Any, ...]], None] = lambda *_: None  # told of each that is lost or late
         self.open: dict[int, tuple[Process, str]] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -319,12 +320,17 @@ class Actor:
         if self.world.closed:
             return call
         for _ in range(1 + (self.world.random.random() < self.faults["twice"])):
-            if self.world.random.random() >= self.faults["lost"]:
-                self._post(self._deliver, call, name, words, self.RETRIES)
+            self._post(name, words, self._deliver, call, name, words, self.RETRIES)
         return call
 
-    def _post(self, work: Callable[..., None], *words: Any) -> None:
+    def _post(self, name: str, about: tuple[Any, ...], work: Callable[..., None], *words: Any) -> None:
+        """A message on its way, or lost."""
+        if self.world.random.random() < self.faults["lost"]:
+            self.disturbed(name, about)
+            return
         late = self.world.random.random() < self.faults["late"]
+        if late:
+            self.disturbed(name, about)
         delay = self.world.random.expovariate(0.1 if late else 50)
         self.world.at(self.world.now + delay, self.outside, work, *words)
 
@@ -365,5 +371,4 @@ class Actor:
     def _answer(self, call: Call, name: str, words: tuple[Any, ...], result: Any, error: Any) -> None:
         if error is None:
             self.answered(name, words, result)
-        if self.world.random.random() >= self.faults["lost"]:
-            self._post(call.set, result, error)
+        self._post(name, words, call.set, result, error)
