@@ -69,6 +69,7 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "two replicas that import vLLM each; test_serve.py has the callback in a service of ours": (
         "engine/test_serve_apps.py::test_the_callback_alone_shares_graphs_in_an_application_of_rays",
+        "engine/test_serve_apps.py::test_lora_adapters_and_prefix_aware_routing_through_the_callback",
     ),
     "a service with two replicas, six clients, and five minutes of a fuzzer; test_serve.py has the official client": (
         "engine/test_clients.py",
@@ -77,6 +78,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "a service and 1,000 clients; tests/unit/test_waiting_room.py has the places": ("ray/test_from_zero.py",),
     "five services; tests/unit/test_front.py has what is refused": ("ray/test_guests.py",),
     "two services; engine/test_serve.py has the first Ctrl-C": ("ray/test_serve_ending.py",),
+    "three clusters of two nodes; whose proxies are where is Ray Serve's own": ("ray/test_proxies.py",),
     "100,000 seeds; make test has the first thousand": ("simulation/test_simulation.py::test_and_in_many_more_runs",),
     "half a minute each; make test has a tenth of the herd": (
         "simulation/test_herd.py::test_a_cold_herd_and_then_a_warm_one[large-fits]",

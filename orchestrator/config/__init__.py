@@ -23,6 +23,7 @@ from orchestrator.config.enums import (
     EngineKind,
     KvUpdate,
     ModelSource,
+    ProxyLocation,
 )
 from orchestrator.config.groups import (
     BatchConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "KvUpdate",
     "ModelConfig",
     "ModelSource",
+    "ProxyLocation",
     "ServeConfig",
     "ServeModelConfig",
     "SuiteEntry",

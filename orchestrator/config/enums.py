@@ -58,6 +58,13 @@ class Autoscaling(Enum):
     ahead = "ahead"
 
 
+class ProxyLocation(Enum):
+    """Which nodes of a cluster take a service's requests. Names and meanings are Ray Serve's."""
+
+    HeadOnly = "HeadOnly"
+    EveryNode = "EveryNode"  # that has a replica
+
+
 class BenchKind(Enum):
     """Which benchmark `jobs/bench.py` runs."""
 

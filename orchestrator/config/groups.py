@@ -19,6 +19,7 @@ from orchestrator.config.enums import (
     EngineKind,
     KvUpdate,
     ModelSource,
+    ProxyLocation,
 )
 
 
@@ -191,6 +192,7 @@ class ServeConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    proxy_location: ProxyLocation = ProxyLocation.EveryNode  # that have a replica, or the head alone
     name: str = "orchestrator"  # of the Ray Serve application
     route_prefix: str = "/"  # before /v1, where other applications share the cluster's Ray Serve
     models: dict[str, ServeModelConfig] = field(default_factory=dict)  # names of model/*.yaml; empty: `model` alone

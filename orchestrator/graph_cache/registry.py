@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.graph_cache import key as keys
 from orchestrator.graph_cache.entry import Entries, Entry
-from orchestrator.graph_cache.store import Found, Store
+from orchestrator.graph_cache.store import Store
 from orchestrator.graph_cache.store_index import Headers, StoreIndex
 
 logger = logging.getLogger("orchestrator.registry")
@@ -64,15 +65,15 @@ class Registry:
             entry, now = self._entry(key), time.monotonic()
             until = entry.led_until() if entry.leader else self._leads_from
             if now > until or entry.leader == who:  # its first answer was lost, and it asks again
+                if entry.leader not in ("", who) and not await self._lead_is_lost(key, entry):
+                    continue  # look again
                 return {"outcome": "lead", "waited": waited, **await self._lead(key, entry, factors, who)}
             if now > deadline:
                 return {"outcome": "timeout", "waited": waited, "leader": entry.leader or "one from before a restart"}
             waited = True
             entry.changed.clear()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(entry.changed.wait(), min(deadline, until) - now + 0.01)
-            except TimeoutError:
-                continue
 
     async def offer(self, key: str) -> dict[str, Any] | None:
         """What a hit has to install, as in `acquire`; None if there is nothing. Nobody leads by asking so."""
@@ -180,7 +181,7 @@ class Registry:
     async def _load(self, key: str, entry: Entry) -> bool:
         before = entry.header
         try:
-            found = await asyncio.to_thread(self._find, key, before)
+            found = await asyncio.to_thread(self._store.find, key, before, self._entries.max_bytes)
         except OSError as error:
             logger.warning("the durable store does not answer for %s: %s", key[:12], error)
             return False
@@ -195,32 +196,36 @@ class Registry:
             self._entries.hold(key, entry, found.data)
         return True
 
-    def _find(self, key: str, known: dict[str, Any]) -> Found | None:
-        """In a thread: the bundle that is known, or the newest. One that memory has no room for is not read here: the
-        nodes do that."""
-        name, large = str(known.get("bundle", "")), int(known.get("bytes", 0)) > self._entries.max_bytes
-        if name and not large and (found := self._store.load(key, name)) is not None:
-            return found
-        header = (self._store.header(key, name) if name else None) or self._store.header(key)
-        if header is not None and int(header["bytes"]) > self._entries.max_bytes:
-            return Found(header, b"")
-        return self._store.load(key)
-
     async def _led_by(self, key: str, generation: int, who: str) -> Entry | None:
-        """The entry that `who` leads. A generation that is new to this registry was given before it was restarted: then
-        the one who says that it leads does so."""
+        """The entry that `who` leads. A generation that is new to this registry was given before it was restarted."""
         entry = self._entries.get(key)
-        if entry is None or (generation > entry.generation and not entry.leader and not entry.header):
-            try:
-                header = await asyncio.to_thread(self._store.header, key)
-            except OSError:
-                header = None
-            if header is not None and int(header["generation"]) >= generation:
-                return None  # published by another, before the restart
-            entry = self._entry(key)
-            if generation > entry.generation and not entry.leader and not entry.header:  # still
+        if entry is None or (generation > entry.generation and not entry.header):
+            published, entry = await self._published(key), self._entry(key)
+            if self._leads(entry, generation, who):  # by another call of its, that did not find what this one did
+                return entry
+            if published >= generation:
+                return None  # by another, before the restart
+            if generation > entry.generation and not entry.header:  # still; an older leader's late word counts less
                 self._start_lead(key, entry, generation, who)
         return entry if self._leads(entry, generation, who) else None
+
+    async def _lead_is_lost(self, key: str, entry: Entry) -> bool:
+        """A leader is silent. Has nobody taken over by now, and no other cluster published what it was to publish?"""
+        lead, published = (entry.leader, entry.generation), await self._published(key)
+        if (entry.leader, entry.generation) != lead or time.monotonic() <= entry.led_until():
+            return False
+        if published < entry.generation:
+            return True
+        entry.header, entry.ref = {}, None  # an older one; what the store has is loaded
+        entry.end_lead()
+        return False
+
+    async def _published(self, key: str) -> int:
+        """The generation that the durable store has; 0 where it has none, or does not answer."""
+        with suppress(OSError):
+            header = await asyncio.to_thread(self._store.header, key)
+            return int(header["generation"]) if header else 0
+        return 0
 
     def _leads(self, entry: Entry, generation: int, who: str) -> bool:
         return entry.generation == generation and entry.leader == who
@@ -234,10 +239,9 @@ class Registry:
         entry.changed.set()
 
     async def _lead(self, key: str, entry: Entry, factors: dict[str, str], who: str) -> dict[str, Any]:
-        if entry.leader == who and time.monotonic() <= entry.led_until():
-            entry.lease_until = time.monotonic() + self._lease_s
-        else:
+        if entry.leader != who or time.monotonic() > entry.led_until():
             self._start_lead(key, entry, entry.generation + 1, who)
+        entry.lease_until = time.monotonic() + self._lease_s
         generation = entry.generation
         headers = {**await self._index.soon(self._lease_s / 3), **self._live()}
         if self._leads(entry, generation, who):  # it can renew its lease only once it knows that it leads

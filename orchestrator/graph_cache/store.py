@@ -8,7 +8,7 @@ pyarrow.fs offers none, as each kind of storage has its own. A late writer adds 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +86,22 @@ class Store:
                 continue
             return Found(_described(path, data, len(data)), data)
         return None
+
+    def find(self, key: str, known: Mapping[str, Any], at_most: int) -> Found | None:
+        """The bundle that is known, or else the entry; one of more than `at_most` bytes without its data.
+
+        Args:
+            key: whose.
+            known: what was said about it before; empty where nothing is known.
+            at_most: bytes that the caller has room for.
+        """
+        name, large = str(known.get("bundle", "")), int(known.get("bytes", 0)) > at_most
+        if name and not large and (found := self.load(key, name)) is not None:
+            return found
+        header = (self.header(key, name) if name else None) or self.header(key)
+        if header is not None and int(header["bytes"]) > at_most:
+            return Found(header, b"")
+        return self.load(key)
 
     def delete(self, key: str) -> None:
         """Forget an entry. What is saved at the same time may stay."""

@@ -67,11 +67,14 @@ def claim(app: AppConfig, say: Say) -> Front:
     if there is None:
         if _on_head():  # where its proxy will be
             check_free(app.serve.host, app.serve.port)
-        http = {"host": app.serve.host, "port": app.serve.port}
+        wanted = {
+            "proxy_location": app.serve.proxy_location.value,
+            "http_options": {"host": app.serve.host, "port": app.serve.port},
+        }
         try:
-            serve.start(http_options=http)
+            serve.start(**wanted)
         except ActorAlreadyExistsError:  # another job began at the same moment: take what that one started
-            serve.start(http_options=http)
+            serve.start(**wanted)
         there = running() or Front(app.serve.host, app.serve.port, "", {})
     _check_guest(app, there)
     if (there.host, there.port) != (app.serve.host, app.serve.port):

@@ -42,7 +42,7 @@ def batch(tmp_path: Path) -> Iterator[Batch]:
 
     def begin(*words: str, program: tuple[str, ...] = ("-m", "orchestrator"), **more: str) -> subprocess.Popen[str]:
         own = [f"hydra.run.dir={tmp_path}/out/day/time", *given, *words]
-        return start(*program, "batch", *own, env={**env, **more})
+        return start(*program, "batch", *own, env={**env, **more}, piped=True)
 
     with running() as server:
         given.append(f"batch.url=http://127.0.0.1:{server.server_port}")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import httpx
+import torch
 import yaml
+from safetensors.torch import save
 
+from orchestrator import models
+from tests import s3_server
 from tests.conftest import ROOT
 from tests.engine.test_sharing import end
 from tests.footprint import Footprint
@@ -50,10 +59,12 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path, mine:
 CALLBACK_ALONE = """
 import sys, ray
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 from ray.serve.llm import LLMConfig, build_openai_app
 from orchestrator.graph_cache import registry_actor
 
-model, store, port = sys.argv[1:]
+PREFIX = "ray.serve.llm.request_router.PrefixCacheAffinityRouter"
+model, store, port, loras = sys.argv[1:]
 ray.init(address="local", num_cpus=4, include_dashboard=False)
 serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
 llm = LLMConfig(
@@ -61,8 +72,13 @@ llm = LLMConfig(
     accelerator_config={"kind": "cpu"},
     placement_group_config={"bundles": [{"CPU": 1}]},
     engine_kwargs={"max_model_len": 256, "dtype": "float32", "max_num_batched_tokens": 256,
-                   "kv_cache_memory_bytes": 64 << 20},
-    deployment_config={"num_replicas": 2, "ray_actor_options": {"num_cpus": 0}},
+                   "kv_cache_memory_bytes": 64 << 20, **({"enable_lora": True, "max_lora_rank": 8} if loras else {})},
+    lora_config={"dynamic_lora_loading_path": loras, "max_num_adapters_per_replica": 2} if loras else None,
+    deployment_config={
+        "num_replicas": 2,
+        "ray_actor_options": {"num_cpus": 0},
+        **({"request_router_config": RequestRouterConfig(request_router_class=PREFIX)} if loras else {}),
+    },
     callback_config={
         "callback_class": "orchestrator.serve.callback.FastColdStart",
         "callback_kwargs": {"graph_cache": {"store": store, "key_file": store + ".key"}},
@@ -77,35 +93,106 @@ serve.shutdown()
 """
 
 
-def test_the_callback_alone_shares_graphs_in_an_application_of_rays(
-    make_app, state: str, tmp_path: Path, mine: Footprint
-) -> None:
-    from orchestrator import models
-
-    model, port = models.resolve(make_app("model=tiny_llama").model, state), free_port()
-    log, environment = tmp_path / "log", mine.environment(HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-c", CALLBACK_ALONE, model, str(tmp_path / "graphs"), str(port)]
+@contextmanager
+def callback_alone(model: str, folder: Path, mine: Footprint, loras: str = "", **more: str) -> Iterator[Application]:
+    """That application, with LoRA adapters and prefix-aware routing if there are adapters; it serves."""
+    port, log = free_port(), folder / "log"
+    command = [sys.executable, "-c", CALLBACK_ALONE, model, str(folder / "graphs"), str(port), loras]
+    environment = mine.environment(HF_HUB_OFFLINE="1", **more)
     with log.open("w") as out:
         program = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True
         )
         try:
-            assert program.stdin
             assert program.stdout
             assert program.stdout.readline() == "SERVING\n", log.read_text()[-3000:]
-            url = f"http://127.0.0.1:{port}/v1/completions"
-            answers = [httpx.post(url, json={"model": "tiny", **BODY}, timeout=HANG_S).json() for _ in range(8)]
-            program.stdin.write("\n")
-            program.stdin.flush()
-            assert program.stdout.readline() == "ENTRIES 1\n", log.read_text()[-3000:]
-            assert program.wait(timeout=HANG_S) == 0
+            yield Application(program, f"http://127.0.0.1:{port}/v1/completions", log)
         finally:
             end(program)
-    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
-    said = log.read_text()
+
+
+@dataclass
+class Application:
+    program: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    def texts(self, model: str) -> set[str]:
+        """What several requests are answered; both replicas get some."""
+        answers = [httpx.post(self.url, json={"model": model, **BODY}, timeout=HANG_S) for _ in range(8)]
+        assert {answer.status_code for answer in answers} == {200}, answers[0].text
+        return {answer.json()["choices"][0]["text"] for answer in answers}
+
+    def ended(self) -> int:
+        """How many entries its registry had."""
+        assert self.program.stdin
+        assert self.program.stdout
+        self.program.stdin.write("\n")
+        self.program.stdin.flush()
+        what, number = self.program.stdout.readline().split()
+        assert what == "ENTRIES", self.log.read_text()[-3000:]
+        assert self.program.wait(timeout=HANG_S) == 0
+        return int(number)
+
+
+def test_the_callback_alone_shares_graphs_in_an_application_of_rays(
+    make_app, state: str, tmp_path: Path, mine: Footprint
+) -> None:
+    model = models.resolve(make_app("model=tiny_llama").model, state)
+    with callback_alone(model, tmp_path, mine) as application:
+        assert len(application.texts("tiny")) == 1
+        assert application.ended() == 1
+        said = application.log.read_text()
     assert "graph cache compiled" in said
     assert "graph cache hit" in said or "graph cache waited" in said
     mine.check()
+
+
+def test_lora_adapters_and_prefix_aware_routing_through_the_callback(
+    make_app, state: str, tmp_path: Path, mine: Footprint
+) -> None:
+    """vLLM's CPU build compiles nothing where LoRA is on, so there is nothing to share, and the receipt says so."""
+    model = models.resolve(make_app("model=tiny_llama").model, state)
+    with s3_server.running() as port:
+        amazon = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "access",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        put(amazon, "loras", {f"tiny/other/{name}": content for name, content in adapter(Path(model)).items()})
+        with callback_alone(model, tmp_path, mine, "s3://loras/tiny", **amazon) as application:
+            (own,), (adapted,) = application.texts("tiny"), application.texts("tiny:other")
+            assert own != adapted
+            assert application.ended() == 0
+            said = application.log.read_text()
+    assert "graph cache stock (vLLM's compilation mode is NONE)" in said
+    mine.check()
+
+
+def put(amazon: dict[str, str], bucket: str, objects: dict[str, bytes]) -> None:
+    names = ("region_name", "endpoint_url", "aws_access_key_id", "aws_secret_access_key")
+    found = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    where = boto3.client("s3", **{name: amazon[variable] for name, variable in zip(names, found, strict=True)})
+    where.create_bucket(Bucket=bucket)
+    for key, content in objects.items():
+        where.put_object(Bucket=bucket, Key=key, Body=content)
+
+
+def adapter(model: Path) -> dict[str, bytes]:
+    """A LoRA adapter with random weights, large enough to change what a model says: files and their content."""
+    config, draw, rank = json.loads((model / "config.json").read_text()), torch.Generator().manual_seed(1), 8
+    width = config["hidden_size"]
+    values = config["num_key_value_heads"] * config["head_dim"]
+    weights = {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, size in (("q_proj", width), ("v_proj", values)):
+            where = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{where}.lora_A.weight"] = torch.randn(rank, width, generator=draw) * 0.5
+            weights[f"{where}.lora_B.weight"] = torch.randn(size, rank, generator=draw) * 0.5
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 16, "bias": "none"}
+    about = {**settings, "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "tiny"}
+    return {"adapter_model.safetensors": save(weights), "adapter_config.json": json.dumps(about).encode()}
 
 
 def wait_until_served(url: str, service: subprocess.Popen[bytes], log: Path) -> None:

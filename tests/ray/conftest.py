@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,8 +24,9 @@ from orchestrator.fleet.plan import make_plan
 from orchestrator.graph_cache import bundle, registry_actor
 from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.progress import Say
+from tests import s3_server
 from tests.ray import ray_nodes
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import HANG_S
 
 SHAPE = ClusterShape((PlanNode(cpus=8),))
 settings.register_profile("ray-short", max_examples=200, deadline=None)
@@ -122,22 +120,6 @@ def make_fleet(make_app, cache: CacheSettings, tmp_path: Path, monkeypatch: pyte
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """A URI on a server of our own, on loopback."""
-    port = ray_nodes.free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: answers(port) or server.poll() is not None)
-        assert server.poll() is None
+    with s3_server.running() as port:
         query = f"scheme=http&endpoint_override=127.0.0.1%3A{port}&allow_bucket_creation=true&region=us-east-1"
         yield f"s3://access:secret@graphs/prefix?{query}"
-    finally:
-        server.terminate()
-        server.wait(HANG_S)
-
-
-def answers(port: int) -> bool:
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=HANG_S).close()
-    except OSError:
-        return False
-    return True

@@ -109,7 +109,11 @@ def test_services_and_batches_live_side_by_side(job: Begin, mine: Footprint) -> 
 def test_of_two_that_begin_at_once_with_one_name_one_serves(job: Begin) -> None:
     port = free_port()
     both = [job("serve", f"serve.port={port}", "serve.drain_s=2") for _ in range(2)]
-    wait_for(lambda: answers(f"http://127.0.0.1:{port}") and any(p.poll() is not None for p in both), pause_s=0.5)
+    wait_for(
+        lambda: answers(f"http://127.0.0.1:{port}") and any(p.poll() is not None for p in both),
+        lambda: "\n".join(part for process in both for part in process.said()),
+        pause_s=0.5,
+    )
     (serves,) = [process for process in both if process.poll() is None]
     (refused,) = [process for process in both if process is not serves]
     code, result, _ = finish(refused)

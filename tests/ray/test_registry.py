@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -148,6 +149,75 @@ def test_a_leader_outlives_its_registry(make) -> None:
         assert not await again.renew("k", 1, "a")  # what is published is published
         assert not await again.publish("k", 1, "a", {}, b"late")
         assert (await again.acquire("k", {}, "b", 1.0))["ref"] == [b"graphs"]
+
+    asyncio.run(run())
+
+
+def test_a_newer_leader_is_believed_over_an_older_ones_late_word(make) -> None:
+    async def run() -> None:
+        restarted = make()
+        assert await restarted.renew("k", 1, "old")  # sent before the restart; it has given up since
+        assert await restarted.renew("k", 2, "new")
+        assert not await restarted.renew("k", 1, "old")
+        assert await restarted.publish("k", 2, "new", {}, b"graphs")
+
+    asyncio.run(run())
+
+
+def test_a_leader_is_believed_by_all_its_calls_at_once(make, monkeypatch) -> None:
+    """After a restart, while another cluster publishes: one of them looks into the store before it, one after it."""
+
+    async def run() -> None:
+        registry, led = make(), threading.Event()
+        answers = iter([{"generation": 1}, None])
+
+        def header(_: str) -> dict | None:
+            found = next(answers)
+            if found is not None:
+                led.wait(HANG_S)
+            return found
+
+        monkeypatch.setattr(registry._store, "header", header)
+        later = asyncio.create_task(registry.publish("k", 1, "a", {}, b"graphs"))
+        await asyncio.sleep(0.05)
+        assert await registry.renew("k", 1, "a")
+        led.set()
+        assert await later
+
+    asyncio.run(run())
+
+
+def test_what_another_cluster_published_ends_a_silent_lead(make) -> None:
+    async def run() -> None:
+        ours, theirs = make(lease_s=0.2), make()
+        assert (await ours.acquire("k", {}, "silent", 1.0))["outcome"] == "lead"
+        assert (await theirs.acquire("k", {}, "b", 1.0))["outcome"] == "lead"
+        assert await theirs.publish("k", 1, "b", {}, b"graphs")
+        answer = await ours.acquire("k", {}, "c", HANG_S)
+        assert (answer["outcome"], answer["ref"]) == ("hit", [b"graphs"])
+        assert not await ours.publish("k", 1, "silent", {}, b"late")
+
+    asyncio.run(run())
+
+
+def test_a_store_that_is_long_to_list_keeps_nobody(make, monkeypatch) -> None:
+    """It is listed to say which entry is the nearest: a leader knows of its lead before the lease is over."""
+
+    async def run() -> None:
+        registry, listed = make(lease_s=0.6), threading.Event()
+
+        def entries() -> list:
+            listed.wait(HANG_S)
+            return [("far", {"factors": {}, "generation": 1})]
+
+        monkeypatch.setattr(registry._store, "entries", entries)
+        try:
+            lead = await registry.acquire("k", {}, "a", 1.0)
+            assert (lead["outcome"], lead["nearest"]) == ("lead", None)
+            assert await registry.renew("k", 1, "a")
+        finally:
+            listed.set()
+        assert list(await registry.entries()) == ["far"]
 
     asyncio.run(run())
 

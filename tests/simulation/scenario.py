@@ -94,6 +94,11 @@ class Cluster:
         self.actor.process.kill()
         self.run.world.at(self.run.world.now + self.run.world.random.uniform(0.1, 3.0), self.run.outside, self.start)
 
+    def in_memory_alone(self) -> list[str]:
+        """Keys of which the store has no copy, for want of room."""
+        found = self.actor.methods._entries.items() if self.actor.methods else []
+        return [key for key, entry in found if entry.header and not entry.header.get("durable")]
+
     def disturbed(self, name: str, words: tuple[Any, ...]) -> None:
         """A message was lost, or is late: which of them may cost a compile?"""
         key = words[0]
@@ -180,7 +185,7 @@ class Run:
         self.faults = dict(QUIET, twice=draw.choice([0.0, 0.2]))
         if not self.calm:
             self.faults |= {"lost": draw.choice([0.0, 0.05]), "late": draw.choice([0.0, 0.1])}
-        slow = draw.choice([0.002, 0.02, 0.2] if self.calm else [0.002, 0.2, 2.0])
+        slow = draw.choice([0.002, 0.02, 0.2] if self.calm else [0.002, 0.2, 2.0, 5.0])
         lag = 0.0 if self.calm else draw.choice([0.0, 0.0, 5.0])
         self.disk = Disk(self.world, slow, lag)
         self.disk.forget = self._forget
@@ -315,6 +320,8 @@ class Run:
         if cluster.actor.process is not None and cluster.actor.process.alive and not often:
             if self.disk.lag:  # the next one may not see yet what lies there
                 self.forgive(*KEYS)
+            for key in cluster.in_memory_alone():  # and who fetches it now gets nothing
+                self.forgive(*[key] * len(self.replicas))
             cluster.restart()
 
     def _someone(self) -> Replica | None:

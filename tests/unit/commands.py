@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 
@@ -16,11 +18,36 @@ from tests.waiting import HANG_S
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(*words: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start `python WORDS...` in a session of its own."""
-    command = [sys.executable, *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, start_new_session=True, **pipes)
+class Command(subprocess.Popen[str]):
+    """A command whose output goes to files: nobody reads it while it runs, and a full pipe would stop it."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        self._said = [tempfile.TemporaryFile("a") for _ in range(2)]  # noqa: SIM115 - as long as the command
+        out, err = self._said
+        super().__init__(command, text=True, stdout=out, stderr=err, **options)
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.said()
+
+    def said(self) -> tuple[str, str]:
+        """What it said until now, on standard output and on standard error."""
+        out, err = (Path(f"/proc/self/fd/{file.fileno()}").read_text(errors="replace") for file in self._said)
+        return out, err
+
+
+def start(*words: str, env: Mapping[str, str], piped: bool = False) -> Any:
+    """Start `python WORDS...` in a session of its own.
+
+    Args:
+        words: of the command.
+        env: its environment.
+        piped: for a test that reads while it runs, or goes away.
+    """
+    command, options = [sys.executable, *words], {"cwd": ROOT, "env": env, "start_new_session": True}
+    if piped:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return Command(command, **options)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, dict, str]:

@@ -118,8 +118,8 @@ def test_a_ray_serve_that_another_job_starts_at_that_moment_is_taken(
     there = Front("127.0.0.1", 9999, "", {})
     started: list[dict] = []
 
-    def start(http_options: dict) -> None:
-        started.append(http_options)
+    def start(**wanted: object) -> None:
+        started.append(wanted)
         if len(started) == 1:
             raise ActorAlreadyExistsError("SERVE_CONTROLLER_ACTOR")
 
