@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,6 +16,7 @@ from orchestrator.errors import ConfigError
 # A person mends these by another path, more room, or other permissions.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+_KEYS = re.compile(r"(?<=://)[^/@\s]+@")
 SOCKET = 107  # bytes of a Unix socket's path
 _ROOM = 1 << 20  # bytes; a file system with less is full
 
@@ -38,6 +40,11 @@ def home() -> str:
 def expanded(path: str) -> str:
     """A path with its `~`, which a shell leaves where it stands behind `=`."""
     return path if "://" in path else os.path.expanduser(path)
+
+
+def shown(text: str) -> str:
+    """A text as others may see it: without the keys that a URI in it may carry, as in `s3://key:secret@bucket`."""
+    return _KEYS.sub("***@", text)
 
 
 def for_socket(path: str) -> str:

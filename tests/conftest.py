@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hypothesis import HealthCheck, settings
 
 from orchestrator.config import AppConfig, load
 from tests import footprint, parts, whole
@@ -18,6 +19,8 @@ GIVEN = dict(os.environ)  # before vLLM and torch are imported, which set variab
 ROOT = Path(__file__).resolve().parents[1]
 CONF = str(ROOT / "conf")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")  # a slow machine takes as long as it takes
 footprint.put_mark()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, and in what we would interrupt
 

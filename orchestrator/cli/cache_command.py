@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ls(options: argparse.Namespace, store: Store) -> int:
-    table = Table(title=f"Compiled graphs in {options.store}", title_justify="left")
+    table = Table(title=f"Compiled graphs in {paths.shown(options.store)}", title_justify="left")
     for column in ("key", "architecture", "vLLM", "parallel", "MiB", "gen", "published", "by"):
         table.add_column(column, justify="right" if column in ("MiB", "gen") else "left")
     entries = sorted(store.entries(), key=lambda e: float(e[1].get("created", 0.0)), reverse=True)
@@ -80,7 +80,7 @@ def _ls(options: argparse.Namespace, store: Store) -> int:
         size = f"{int(header.get('bytes', 0)) / 2**20:.1f}"
         row = [name[:12], factors.get("architecture", ""), factors.get("vllm", ""), factors.get("parallel", "")]
         table.add_row(*row, size, str(header.get("generation", "")), when, str(header.get("publisher", "")))
-    console.print(table if entries else f"Nothing in {options.store} yet.")
+    console.print(table if entries else f"Nothing in {paths.shown(options.store)} yet.")
     return 0
 
 

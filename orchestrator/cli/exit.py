@@ -49,7 +49,7 @@ class Ending:
 
     def _say(self) -> int:
         if self._result is not None:
-            print("RESULT " + json.dumps(self._result, default=str))
+            print("RESULT " + paths.shown(json.dumps(self._result, default=str)))
         return self.code
 
 
@@ -132,4 +132,4 @@ def _is_about_configuration(error: BaseException) -> bool:
 
 def _tell(line: str) -> None:
     with suppress(OSError):  # nobody reads it; the RESULT line and the exit code say it too
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {paths.shown(line)}", file=sys.stderr)

@@ -146,7 +146,7 @@ class HydraApp:
 
         folder, uri = self._upload_to
         try:
-            self._console.print(f"Uploaded: {upload.upload(folder, uri)}", soft_wrap=True)
+            self._console.print(f"Uploaded: {paths.shown(upload.upload(folder, uri))}", soft_wrap=True)
         except Exception as error:
             raise OrchestratorError(f"{folder} was not uploaded: {endings.one_line(error)}") from error
 

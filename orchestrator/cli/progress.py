@@ -11,6 +11,8 @@ import rich.progress
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator import paths
+
 
 class Progress:
     """A live line that says what happens, and a line for each thing that is done.
@@ -54,6 +56,7 @@ class Progress:
 
     def say(self, who: str, what: str) -> None:
         """Show what `who` does; only changes are printed where the terminal is not live."""
+        what = paths.shown(what)
         if self._last.get(who) == what:
             return
         self._last[who] = what

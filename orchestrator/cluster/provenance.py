@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from orchestrator import paths
 from orchestrator.cluster import machine as limits
 
 
@@ -20,7 +21,7 @@ def command() -> str:
     arguments = [a for a in sys.argv if not a.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
     program, *rest = arguments
     begin = program.split() if program.startswith("orchestrator ") else [Path(sys.executable).name, program]
-    return shlex.join([*begin, *rest])
+    return paths.shown(shlex.join([*begin, *rest]))
 
 
 def machine() -> dict[str, Any]:

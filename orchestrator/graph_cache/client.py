@@ -15,6 +15,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from orchestrator import paths
 from orchestrator.errors import ArtifactRefused
 from orchestrator.graph_cache import bundle, key
 from orchestrator.graph_cache.node_cache import NodeCopies, name_of
@@ -176,7 +177,7 @@ class GraphCacheClient:
         name = str(answer["header"].get("bundle", ""))  # without one it was in memory alone; the newest is another's
         found = Store(self.settings.store).load(key, name) if name else None
         if found is None:
-            raise FileNotFoundError(f"neither the object store nor {self.settings.store} has it")
+            raise FileNotFoundError(f"neither the object store nor {paths.shown(self.settings.store)} has it")
         return memoryview(found.data), "store"
 
     @contextmanager

@@ -50,7 +50,10 @@ class Store:
             )  # an object store shows an object when it is complete
             self._fs.create_dir(self._root, recursive=True)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"graph_cache.store={uri}: {error}", where="graph_cache.store") from error
+            missing = "://" in uri and _no_bucket(uri)
+            what = f"There is no bucket {missing}." if missing else f"graph_cache.store={uri}: {error}"
+            hint = "Create it, or name another one." if missing else ""
+            raise ConfigError(what, where="graph_cache.store", hint=hint) from error
 
     def save(self, key: str, generation: int, data: Any) -> str:
         """Write a bundle under a name of its own, and delete what has been older for long.
@@ -161,6 +164,16 @@ class Store:
         with self._fs.open_output_stream(target + _STAGING) as stream:
             stream.write(data)
         self._fs.move(target + _STAGING, target)
+
+
+def _no_bucket(uri: str) -> str:
+    """The bucket of a URI, if its storage answers and has no such bucket."""
+    with suppress(OSError, ValueError):
+        files, root = open_files(uri)
+        bucket = root.partition("/")[0]
+        if bucket and not isinstance(files, fs.LocalFileSystem):
+            return bucket if files.get_file_info(bucket).type is fs.FileType.NotFound else ""
+    return ""
 
 
 def open_files(uri: str) -> tuple[fs.FileSystem, str]:

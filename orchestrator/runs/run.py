@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from orchestrator import models
+from orchestrator import models, paths
 from orchestrator.cluster import connect, provenance
 from orchestrator.cluster.shape import ClusterShape, check_room
 from orchestrator.config import AppConfig, ClusterKind
@@ -170,4 +171,4 @@ def execute(app: AppConfig, say: Say) -> RunResult:
 
 def _plain(app: AppConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.structured(app), enum_to_str=True)
-    return {"id": uuid.uuid4().hex[:12], **plain}  # type: ignore[dict-item]
+    return {"id": uuid.uuid4().hex[:12], **json.loads(paths.shown(json.dumps(plain)))}

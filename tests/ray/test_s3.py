@@ -6,9 +6,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import ray
 
 from orchestrator.cli import main
+from orchestrator.errors import ConfigError
 from orchestrator.graph_cache import registry_actor
 from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.graph_cache.store import Store
@@ -27,6 +29,11 @@ def test_a_bundle_goes_there_and_back(s3: str) -> None:
     assert [(k, h["generation"]) for k, h in store.entries()] == [("k", 2)]
     store.delete("k")
     assert list(Store(s3).entries()) == []
+
+
+def test_a_bucket_that_is_not_there_is_named(s3: str) -> None:
+    with pytest.raises(ConfigError, match=r"There is no bucket elsewhere\. Hint: Create it"):
+        Store(s3.replace("graphs", "elsewhere").replace("allow_bucket_creation=true", "allow_bucket_creation=false"))
 
 
 def test_a_later_cluster_never_compiles(s3: str, make_fleet, cache, tmp_path: Path, capsys) -> None:
