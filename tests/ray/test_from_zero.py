@@ -31,7 +31,7 @@ def service_at_zero(mine: Footprint, *words: str) -> Iterator[str]:
     given += [f"serve.port={port}", f"hydra.run.dir={mine.folder}/out", *words]
     service = start("jobs/serve.py", *given, env=mine.environment())
     try:
-        wait_for(lambda: at_zero(url) or service.poll() is not None, pause_s=0.5)
+        wait_for(lambda: (service.is_ready() and at_zero(url)) or service.poll() is not None, pause_s=0.5)
         assert service.poll() is None, service.communicate()
         yield url
     finally:

@@ -30,7 +30,11 @@ def job(mine: Footprint) -> Iterator[Begin]:
     """Starts jobs of two users' kind on a cluster that an operator has started."""
     gcs, sessions = free_port(), tempfile.mkdtemp(prefix="r-", dir="/tmp")
     env = mine.environment(
-        ORCHESTRATOR_HOME=str(mine.folder), RAY_TMPDIR=sessions, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="ab" * 32
+        ORCHESTRATOR_HOME=str(mine.folder),
+        RAY_TMPDIR=sessions,
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN="ab" * 32,
+        PYTHONFAULTHANDLER="1",
     )
     head = subprocess.Popen(
         [*START, "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=4",
@@ -64,7 +68,7 @@ def answers(url: str, model: str = "tiny_llama") -> bool:
 def served(job: Begin, url: str, *words: str) -> subprocess.Popen[str]:
     """A service that answers at an address."""
     process = job("serve", *words, "serve.drain_s=2")
-    wait_for(lambda: answers(url) or process.poll() is not None, pause_s=0.5)
+    wait_for(lambda: (process.is_ready() and answers(url)) or process.poll() is not None, pause_s=0.5)
     assert process.poll() is None, process.communicate()
     return process
 
@@ -110,7 +114,7 @@ def test_of_two_that_begin_at_once_with_one_name_one_serves(job: Begin) -> None:
     port = free_port()
     both = [job("serve", f"serve.port={port}", "serve.drain_s=2") for _ in range(2)]
     wait_for(
-        lambda: answers(f"http://127.0.0.1:{port}") and any(p.poll() is not None for p in both),
+        lambda: any(p.is_ready() for p in both) and any(p.poll() is not None for p in both),
         lambda: "\n".join(part for process in both for part in process.said()),
         pause_s=0.5,
     )

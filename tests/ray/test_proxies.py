@@ -75,7 +75,7 @@ def test_requests_come_in_where_it_says(nodes: Nodes, location: str, number: int
     service = nodes.serve(f"serve.port={port}", f"serve.proxy_location={location}")
     url = f"http://127.0.0.1:{port}/v1/completions"
     try:
-        wait_for(lambda: answers(url) or service.poll() is not None, pause_s=0.5)
+        wait_for(lambda: (service.is_ready() and answers(url)) or service.poll() is not None, pause_s=0.5)
         assert service.poll() is None, service.communicate()
         wait_for(lambda: nodes.proxies() >= number, lambda: f"{nodes.proxies()} proxies")
         assert all(answers(url) for _ in range(20))  # each a connection of its own: the proxies share them
