@@ -348,7 +348,7 @@ class Run:
 
     def _evict(self, cluster: Cluster) -> None:
         key, by_registry = KEYS[0], self.world.random.random() < 0.5
-        self.forgive(key)  # what was in memory alone; disk.forget counts the others
+        self.forgive(*[key] * len(self.replicas))  # who was told of the entry, and looks for it now
 
         def evict() -> None:
             if by_registry:
