@@ -13,6 +13,12 @@ from tests.ray.ray_nodes import free_port
 from tests.waiting import HANG_S, wait_for
 
 
+def uri(port: int, where: str) -> str:
+    """A bucket and what is below it, on the server that has this port; the bucket is made where it is not there."""
+    query = f"scheme=http&endpoint_override=127.0.0.1%3A{port}&allow_bucket_creation=true&region=us-east-1"
+    return f"s3://access:secret@{where}?{query}"
+
+
 @contextmanager
 def running() -> Iterator[int]:
     """Yields its port."""

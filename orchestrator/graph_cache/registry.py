@@ -201,11 +201,8 @@ class Registry:
         entry = self._entries.get(key)
         if entry is None or (generation > entry.generation and not entry.header):
             published, entry = await self._published(key), self._entry(key)
-            if self._leads(entry, generation, who):  # by another call of its, that did not find what this one did
-                return entry
-            if published >= generation:
-                return None  # by another, before the restart
-            if generation > entry.generation and not entry.header:  # still; an older leader's late word counts less
+            # still, and not published by another before the restart; an older leader's late word counts less
+            if published < generation and generation > entry.generation and not entry.header:
                 self._start_lead(key, entry, generation, who)
         return entry if self._leads(entry, generation, who) else None
 

@@ -50,7 +50,7 @@ class Store:
             )  # an object store shows an object when it is complete
             self._fs.create_dir(self._root, recursive=True)
         except (OSError, ValueError) as error:
-            missing = "://" in uri and _no_bucket(uri)
+            missing = _no_bucket(uri)
             what = f"There is no bucket {missing}." if missing else f"graph_cache.store={uri}: {error}"
             hint = "Create it, or name another one." if missing else ""
             raise ConfigError(what, where="graph_cache.store", hint=hint) from error

@@ -11,7 +11,7 @@ Headers = dict[str, dict[str, Any]]  # by key
 
 
 class StoreIndex:
-    """Headers of all entries. A listing reads each of them, which takes minutes where there are thousands."""
+    """Headers of all entries. A listing reads each of them: it takes long where there are many."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

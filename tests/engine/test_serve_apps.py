@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import httpx
-import torch
+import numpy as np
 import yaml
-from safetensors.torch import save
+from pyarrow import fs
+from safetensors.numpy import save
 
 from orchestrator import models
 from tests import s3_server
@@ -163,7 +163,11 @@ def test_lora_adapters_and_prefix_aware_routing_through_the_callback(
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        put(amazon, "loras", {f"tiny/other/{name}": content for name, content in adapter(Path(model)).items()})
+        storage, bucket = fs.FileSystem.from_uri(s3_server.uri(port, "loras"))
+        storage.create_dir(bucket)
+        for name, content in adapter(Path(model)).items():
+            with storage.open_output_stream(f"{bucket}/tiny/other/{name}") as file:
+                file.write(content)
         with callback_alone(model, tmp_path, mine, "s3://loras/tiny", **amazon) as application:
             (own,), (adapted,) = application.texts("tiny"), application.texts("tiny:other")
             assert own != adapted
@@ -172,26 +176,17 @@ def test_lora_adapters_and_prefix_aware_routing_through_the_callback(
     assert "graph cache stock (vLLM's compilation mode is NONE)" in said
 
 
-def put(amazon: dict[str, str], bucket: str, objects: dict[str, bytes]) -> None:
-    names = ("region_name", "endpoint_url", "aws_access_key_id", "aws_secret_access_key")
-    found = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    where = boto3.client("s3", **{name: amazon[variable] for name, variable in zip(names, found, strict=True)})
-    where.create_bucket(Bucket=bucket)
-    for key, content in objects.items():
-        where.put_object(Bucket=bucket, Key=key, Body=content)
-
-
 def adapter(model: Path) -> dict[str, bytes]:
     """A LoRA adapter with random weights, large enough to change what a model says: files and their content."""
-    config, draw, rank = json.loads((model / "config.json").read_text()), torch.Generator().manual_seed(1), 8
+    config, draw, rank = json.loads((model / "config.json").read_text()), np.random.default_rng(1), 8
     width = config["hidden_size"]
     values = config["num_key_value_heads"] * config["head_dim"]
     weights = {}
     for layer in range(config["num_hidden_layers"]):
         for name, size in (("q_proj", width), ("v_proj", values)):
             where = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            weights[f"{where}.lora_A.weight"] = torch.randn(rank, width, generator=draw) * 0.5
-            weights[f"{where}.lora_B.weight"] = torch.randn(size, rank, generator=draw) * 0.5
+            weights[f"{where}.lora_A.weight"] = draw.standard_normal((rank, width), dtype=np.float32) / 2
+            weights[f"{where}.lora_B.weight"] = draw.standard_normal((size, rank), dtype=np.float32) / 2
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 16, "bias": "none"}
     about = {**settings, "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "tiny"}
     return {"adapter_model.safetensors": save(weights), "adapter_config.json": json.dumps(about).encode()}

@@ -121,5 +121,4 @@ def make_fleet(make_app, cache: CacheSettings, tmp_path: Path, monkeypatch: pyte
 def s3() -> Iterator[str]:
     """A URI on a server of our own, on loopback."""
     with s3_server.running() as port:
-        query = f"scheme=http&endpoint_override=127.0.0.1%3A{port}&allow_bucket_creation=true&region=us-east-1"
-        yield f"s3://access:secret@graphs/prefix?{query}"
+        yield s3_server.uri(port, "graphs/prefix")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from orchestrator.cluster import ray_start
+from tests.waiting import HANG_S
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START = [sys.executable, str(Path(__file__).with_name("ray_command.py")), "start"]  # as `ray start`
@@ -22,6 +28,16 @@ def listens(port: int) -> bool:
     """Does somebody take connections there?"""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def end(*raylets: subprocess.Popen[Any]) -> None:
+    """Kill what `ray start --block` started, with all that it started."""
+    tops = [psutil.Process(raylet.pid) for raylet in raylets]
+    family = [process for top in tops for process in (top, *top.children(recursive=True))]
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=HANG_S)
 
 
 def agents() -> dict[str, int]:

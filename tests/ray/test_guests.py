@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from tests.footprint import Footprint
+from tests.ray import ray_nodes
 from tests.ray.ray_nodes import START, flags, free_port, listens
 from tests.unit.batch_service import line
 from tests.unit.commands import finish, start
@@ -51,10 +51,7 @@ def job(mine: Footprint) -> Iterator[Begin]:
         wait_for(lambda: listens(gcs) or head.poll() is not None)
         yield begin
     finally:
-        family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family, timeout=HANG_S)
+        ray_nodes.end(head)
 
 
 def answers(url: str, model: str = "tiny_llama") -> bool:

@@ -10,13 +10,12 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.footprint import processes
+from tests.ray import ray_nodes
 from tests.ray.ray_nodes import RAY, START, flags, free_port, listens, patience
 from tests.ray.test_jobs import PATIENT
 from tests.unit.commands import ROOT
@@ -51,11 +50,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         assert head.poll() is None, (state / "head.log").read_text()[-2000:]
         yield {**environment, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "STATE": str(state)}
     finally:
-        family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=HANG_S)
+        ray_nodes.end(head)
         shutil.rmtree(sessions, ignore_errors=True)
 
 

@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.ray import ray_nodes
 from tests.ray.ray_nodes import RAY, START, flags, free_port, patience
 from tests.ray.test_jobs import PATIENT
 from tests.unit.commands import ROOT
@@ -78,12 +78,8 @@ class Nodes:
         return json.loads((self.disk / "out" / "result.json").read_text())
 
     def stop(self) -> None:
-        tops = [psutil.Process(process.pid) for process in self._processes]
-        family = [process for top in tops for process in (top, *top.children(recursive=True))]
+        ray_nodes.end(*self._processes)
         self._processes.clear()
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family, timeout=HANG_S)
         shutil.rmtree(self.environment["RAY_TMPDIR"], ignore_errors=True)
 
     def _run(self, command: list[str]) -> None:

@@ -15,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.footprint import Footprint
+from tests.footprint import Footprint, line
+from tests.ray import ray_nodes
 from tests.ray.ray_nodes import START, flags, free_port, listens
 from tests.unit.commands import finish, start
 from tests.waiting import HANG_S, wait_for
@@ -40,7 +41,7 @@ class Nodes:
 
     def proxies(self) -> int:
         family = [process for raylet in self.raylets for process in psutil.Process(raylet.pid).children(recursive=True)]
-        return sum("ray::ProxyActor" in " ".join(process.cmdline()) for process in family if process.is_running())
+        return sum("ray::ProxyActor" in line(process) for process in family)
 
 
 @pytest.fixture
@@ -62,11 +63,7 @@ def nodes(mine: Footprint) -> Iterator[Nodes]:
         begin(f"--address={made.address}", "--num-cpus=1")
         yield made
     finally:
-        family = [psutil.Process(raylet.pid) for raylet in made.raylets]
-        family += [child for raylet in family for child in raylet.children(recursive=True)]
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family, timeout=HANG_S)
+        ray_nodes.end(*made.raylets)
 
 
 @pytest.mark.parametrize(("location", "number"), [("EveryNode", 2), ("HeadOnly", 1)])

@@ -43,7 +43,7 @@ def service(mine: Footprint, request: pytest.FixtureRequest) -> Iterator[tuple[s
     words += [f"+engine.extra.fake_log={log}", f"+engine.extra.fake_answer_s={request.param}"]
     process = start("jobs/serve.py", *words, f"hydra.run.dir={mine.folder}/out", env=mine.environment())
     try:
-        wait_for(lambda: told(mine, "ready after") or process.poll() is not None, pause_s=0.5)
+        wait_for(lambda: process.is_ready() or process.poll() is not None, pause_s=0.5)
         assert process.poll() is None, process.communicate()
         asked = Asked(f"http://127.0.0.1:{port}")
         wait_for(lambda: log.exists() and log.read_text() == "Hello\n")
@@ -51,11 +51,6 @@ def service(mine: Footprint, request: pytest.FixtureRequest) -> Iterator[tuple[s
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def told(mine: Footprint, words: str) -> bool:
-    progress = mine.folder / "out" / "progress.log"
-    return progress.exists() and words in progress.read_text()
 
 
 @pytest.mark.parametrize("service", [10], indirect=True)
@@ -72,7 +67,7 @@ def test_ctrl_c_waits_for_what_was_accepted(service: tuple[subprocess.Popen[str]
 def test_a_second_ctrl_c_ends_at_once(service: tuple[subprocess.Popen[str], Asked], mine: Footprint) -> None:
     process, asked = service
     os.kill(process.pid, signal.SIGINT)
-    wait_for(lambda: told(mine, "draining"))
+    wait_for(lambda: process.told("draining"))
     os.kill(process.pid, signal.SIGINT)
     code, result, err = finish(process)
     asked.join(timeout=HANG_S)

@@ -35,9 +35,13 @@ class Command(subprocess.Popen[str]):
         out, err = (Path(f"/proc/self/fd/{file.fileno()}").read_text(errors="replace") for file in self._said)
         return out, err
 
+    def told(self, words: str) -> bool:
+        """Did it say so, anywhere?"""
+        return words in "".join(self.said())
+
     def is_ready(self) -> bool:
         """Has a service said so? It may answer before: an interrupt would then end its start."""
-        return "ready after" in "".join(self.said())
+        return self.told("ready after")
 
 
 def start(*words: str, env: Mapping[str, str], piped: bool = False) -> Any:
