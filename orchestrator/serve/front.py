@@ -52,9 +52,10 @@ def running() -> Front | None:
     if client is None:
         return None
     http = client.http_config
-    applications = controller.ask(client.get_serve_details)["applications"]
-    routes = {name: found.get("route_prefix") or "" for name, found in applications.items()}
-    return Front(http.host or "", http.port, http.root_path, routes)
+    details = controller.ask(client.get_serve_details)
+    routes = {name: found.get("route_prefix") or "" for name, found in details["applications"].items()}
+    listens = details.get("proxy_location") != "Disabled"  # without proxies there is an address all the same
+    return Front((http.host or "") if listens else "", http.port, http.root_path, routes)
 
 
 def claim(app: AppConfig, say: Say) -> Front:
