@@ -121,10 +121,16 @@ class GraphCacheClient:
             return False
 
     def _restore(self, receipt: Receipt, cache_root: Path, started: float) -> Receipt:
-        wait_s = self.settings.wait_s
+        try:
+            return self._restore_once(receipt, cache_root, started)
+        except FileNotFoundError:  # evicted since it was offered: whoever asks now may wait for one that compiles it
+            return self._restore_once(receipt, cache_root, started)
+
+    def _restore_once(self, receipt: Receipt, cache_root: Path, started: float) -> Receipt:
+        wait_s, asked = self.settings.wait_s, time.monotonic()
         call = self.registry.acquire.remote(receipt.key, self._factors, self._who, wait_s)
         answer = ray.get(call, timeout=wait_s + 30)
-        waited = time.monotonic() - started if answer["waited"] else 0.0
+        waited = time.monotonic() - asked if answer["waited"] else 0.0
         self.events.mark("cache wait" if answer["waited"] else "cache lookup")
         if answer["outcome"] == "timeout":
             reason = f"waited {wait_s:g} s for {answer['leader']}, which compiles the same graphs"

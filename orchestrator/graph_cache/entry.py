@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,7 @@ class Entry:
         used: when it was last asked for.
         loading: the one load from the durable store, for all who ask meanwhile.
         turns: to fetch that bundle.
+        claims: leaders from before a restart whose word is being checked; nobody else leads meanwhile.
     """
 
     generation: int = 0
@@ -42,10 +45,21 @@ class Entry:
     loading: asyncio.Task[bool] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     turns: Turns = field(default_factory=Turns)
+    claims: int = 0
 
     def led_until(self) -> float:
         """When another may take over."""
         return min(self.lease_until, self.lead_until)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While the durable store is asked about a leader from before a restart."""
+        self.claims += 1
+        try:
+            yield
+        finally:
+            self.claims -= 1
+            self.changed.set()
 
     def end_lead(self) -> None:
         """Nobody leads; all who wait look again."""

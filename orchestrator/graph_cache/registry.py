@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import suppress
 from typing import Any
@@ -63,7 +64,7 @@ class Registry:
             if (found := await self.offer(key)) is not None:
                 return {"outcome": "hit", "waited": waited, **found}
             entry, now = self._entry(key), time.monotonic()
-            until = entry.led_until() if entry.leader else self._leads_from
+            until = math.inf if entry.claims else entry.led_until() if entry.leader else self._leads_from
             if now > until or entry.leader == who:  # its first answer was lost, and it asks again
                 if entry.leader not in ("", who) and not await self._lead_is_lost(key, entry):
                     continue  # look again
@@ -198,9 +199,11 @@ class Registry:
 
     async def _led_by(self, key: str, generation: int, who: str) -> Entry | None:
         """The entry that `who` leads. A generation that is new to this registry was given before it was restarted."""
-        entry = self._entries.get(key)
-        if entry is None or (generation > entry.generation and not entry.header):
-            published, entry = await self._published(key), self._entry(key)
+        entry = self._entry(key)
+        if generation > entry.generation and not entry.header:
+            with entry.claimed():
+                published = await self._published(key)
+            entry = self._entry(key)
             # still, and not published by another before the restart; an older leader's late word counts less
             if published < generation and generation > entry.generation and not entry.header:
                 self._start_lead(key, entry, generation, who)

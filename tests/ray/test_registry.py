@@ -20,6 +20,7 @@ from orchestrator.graph_cache import entry as module
 from orchestrator.graph_cache.client import AOT_FOLDER, GraphCacheClient
 from orchestrator.graph_cache.registry import Registry
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
+from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.graph_cache.store import Store
 from orchestrator.serve.status_board import Board
 from orchestrator.timeline import EventLog
@@ -183,6 +184,29 @@ def test_a_leader_is_believed_by_all_its_calls_at_once(make, monkeypatch) -> Non
         assert await registry.renew("k", 1, "a")
         led.set()
         assert await later
+
+    asyncio.run(run())
+
+
+def test_nobody_leads_while_a_leader_from_before_is_looked_up(make, monkeypatch) -> None:
+    """The store takes longer to answer than a restarted registry waits for such leaders."""
+
+    async def run() -> None:
+        registry, answered = make(lease_s=0.1, restarted=True), threading.Event()
+
+        def header(_: str) -> None:
+            monkeypatch.delattr(registry._store, "header")  # this call alone is slow
+            answered.wait(HANG_S)
+
+        monkeypatch.setattr(registry._store, "header", header)
+        claim = asyncio.create_task(registry.renew("k", 1, "a"))
+        await asyncio.sleep(0.05)
+        try:
+            assert (await registry.acquire("k", {}, "b", 0.5))["outcome"] == "timeout"
+        finally:
+            answered.set()
+        assert await claim
+        assert await registry.publish("k", 1, "a", {}, b"graphs")
 
     asyncio.run(run())
 
@@ -383,15 +407,39 @@ def test_what_a_cluster_has_one_of_is_small(local_ray: None, tmp_path: Path) -> 
         ray.kill(actor)
 
 
-def test_a_herd_on_a_real_cluster(cache, tmp_path: Path, record_property) -> None:
-    """64 clients, each with a node folder of its own, ask for a key that lies in the store: how long the last one takes
-    is said, and decides nothing. tests/simulation/test_herd.py has ten thousand."""
-    root, factors = tmp_path / "root", {"model": "m"}
+def in_the_store(cache: CacheSettings, factors: dict[str, str], root: Path) -> None:
+    """A bundle for these factors, which nobody has asked for yet."""
     (graphs := root / AOT_FOLDER / "x").mkdir(parents=True)
     (graphs / "model").write_bytes(os.urandom(1 << 19))
     known = {"key": key.digest(factors), "factors": factors, "created": 0.0, "publisher": "test"}
     data = bundle.pack(root, [graphs], bundle.signing_key(cache.key_file), known)
     Store(cache.store).save(key.digest(factors), 1, data)
+
+
+def test_who_finds_nothing_where_it_was_told_to_look_asks_again(cache, tmp_path: Path, monkeypatch) -> None:
+    """Another cluster evicts the entry between the offer and the look. It leads then, instead of compiling alone."""
+    factors = {"model": "m"}
+    in_the_store(cache, factors, tmp_path / "root")
+    small = registry_actor.connect(f"small-{tmp_path.name}", cache.store, HANG_S, HANG_S, 1)  # it holds nothing
+    load = Store.load
+
+    def evicted(store: Store, key: str, name: str = "") -> object:
+        store.delete(key)
+        return load(store, key, name)
+
+    monkeypatch.setattr(Store, "load", evicted)
+    client = GraphCacheClient(replace(cache, registry=small), "r0", EventLog(os.devnull))
+    receipt = client.restore(factors, tmp_path / "root-0")
+    assert (receipt.outcome, receipt.generation) == (Outcome.compiled, 2), receipt.reason  # it leads
+    client.abandon(receipt)
+    ray.kill(small)
+
+
+def test_a_herd_on_a_real_cluster(cache, tmp_path: Path, record_property) -> None:
+    """64 clients, each with a node folder of its own, ask for a key that lies in the store: how long the last one takes
+    is said, and decides nothing. tests/simulation/test_herd.py has ten thousand."""
+    factors = {"model": "m"}
+    in_the_store(cache, factors, tmp_path / "root")
 
     def start(number: int) -> tuple[Receipt, float]:
         mine = replace(cache, node_folder=str(tmp_path / f"node-{number}"))

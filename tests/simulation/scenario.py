@@ -320,8 +320,7 @@ class Run:
         if cluster.actor.process is not None and cluster.actor.process.alive and not often:
             if self.disk.lag:  # the next one may not see yet what lies there
                 self.forgive(*KEYS)
-            for key in cluster.in_memory_alone():  # and who fetches it now gets nothing
-                self.forgive(*[key] * len(self.replicas))
+            self.forgive(*cluster.in_memory_alone())
             cluster.restart()
 
     def _someone(self) -> Replica | None:
@@ -348,7 +347,6 @@ class Run:
 
     def _evict(self, cluster: Cluster) -> None:
         key, by_registry = KEYS[0], self.world.random.random() < 0.5
-        self.forgive(*[key] * len(self.replicas))  # who was told of the entry, and looks for it now
 
         def evict() -> None:
             if by_registry:
