@@ -112,4 +112,4 @@ class Replica:
         await self._engine.stop()
         await asyncio.to_thread(self._start.end)
         await asyncio.to_thread(reaper.remove_folder, Path(self.plan.spec.scratch))
-        reaper.over(self._reaper)
+        self._reaper.over()

@@ -77,7 +77,7 @@ def test_the_reaper_removes_although_it_is_told_to_end_first(tmp_path: Path) -> 
     (folder := tmp_path / "scratch").mkdir()
     script = (
         "import sys, time; from orchestrator.engine.vllm import reaper\n"
-        "print(reaper.start_reaper(remove=sys.argv[1]).pid, flush=True); time.sleep(600)"
+        "print(reaper.start_reaper(remove=sys.argv[1]).process.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert parent.stdout is not None

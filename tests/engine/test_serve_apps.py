@@ -151,10 +151,7 @@ def test_the_callback_alone_shares_graphs_in_an_application_of_rays(
 def test_lora_adapters_and_prefix_aware_routing_through_the_callback(
     make_app, state: str, tmp_path: Path, mine: Footprint
 ) -> None:
-    """vLLM's CPU build compiles nothing where LoRA is on, so there is nothing to share, and the receipt says so.
-
-    What stays behind is not looked at: with LoRA each replica leaves a segment of shared memory, an open fault.
-    """
+    """vLLM's CPU build compiles nothing where LoRA is on, so there is nothing to share, and the receipt says so."""
     model = models.resolve(make_app("model=tiny_llama").model, state)
     with s3_server.running() as port:
         amazon = {
@@ -174,6 +171,7 @@ def test_lora_adapters_and_prefix_aware_routing_through_the_callback(
             assert application.ended() == 0
             said = application.log.read_text()
     assert "graph cache stock (vLLM's compilation mode is NONE)" in said
+    mine.check()
 
 
 def adapter(model: Path) -> dict[str, bytes]:

@@ -71,18 +71,42 @@ def held(program: str, marker: str) -> tuple[subprocess.Popen[str], Path]:
     return holder, name
 
 
+HOLD = """
+import sys, time
+from multiprocessing import resource_tracker, shared_memory
+resource_tracker.register = lambda *a: None  # as vLLM's: nobody would clean up
+segment = shared_memory.SharedMemory(create=True, size=64)
+print(segment.name, flush=True)
+time.sleep(600)
+"""
+TELLS = """
+import sys, time
+from pathlib import Path
+from orchestrator.engine.vllm import reaper
+mine = reaper.start_reaper(sys.argv[1])
+mine.note({Path(sys.argv[2])})
+print(mine.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
 def test_segments_go_with_the_last_process_that_maps_them(marker: str) -> None:
-    hold = (
-        "import sys, time\n"
-        "from multiprocessing import resource_tracker, shared_memory\n"
-        "resource_tracker.register = lambda *a: None  # as vLLM's: nobody would clean up\n"
-        "segment = shared_memory.SharedMemory(create=True, size=64)\n"
-        "print(segment.name, flush=True)\n"
-        "time.sleep(600)"
-    )
-    _, name = held(hold, marker)
+    _, name = held(HOLD, marker)
     reaper.kill_marked(marker, grace_s=0.5)
     assert not name.exists()
+
+
+def test_what_a_replica_noted_goes_with_it_although_its_engine_ended_before(marker: str) -> None:
+    """Between two of the reaper's looks: here it never finds the engine."""
+    holder, name = held(HOLD, marker)
+    holder.kill()
+    holder.wait()
+    parent = subprocess.Popen([sys.executable, "-c", TELLS, marker, name], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not name.exists())
 
 
 def test_semaphores_go_with_their_maker(marker: str) -> None:

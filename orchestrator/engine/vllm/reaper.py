@@ -13,6 +13,7 @@ end by themselves.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import select
@@ -31,8 +32,8 @@ _SHARED = "/dev/shm"  # noqa: S108
 _SEGMENT = re.compile(r"(/dev/shm/(?:psm|vllm_dist)_\S+)")
 _SEMAPHORE = re.compile(r"(\d+) +/dev/shm/sem\.")  # its inode; its maker has it under another, deleted name
 _TRACKER = b"multiprocessing.resource_tracker import main"
-# A grandchild, with standard error as its only stream
-_DETACH = '"$@" >&2 </dev/null & echo $!'
+# A grandchild that keeps standard error and input; a shell gives what runs in the background no input of itself
+_DETACH = 'exec 3<&0; "$@" >&2 <&3 3<&- & echo $!'
 _LOOK_S = 60.0  # at most, between two looks at what is mapped
 
 
@@ -58,6 +59,24 @@ class Process:
         if self.runs():
             with suppress(OSError):
                 os.kill(self.pid, number)
+
+
+@dataclass(frozen=True)
+class Reaper:
+    """The process that cleans up once its caller is gone."""
+
+    process: Process
+    notes: io.FileIO
+
+    def note(self, segments: set[Path]) -> None:
+        """Let it remove these as well. It looks rarely, and an engine's processes may end before their replica."""
+        with suppress(OSError):
+            self.notes.write(b"".join(os.fsencode(segment) + b"\n" for segment in segments))
+
+    def over(self) -> None:
+        """The replica has stopped: the reaper removes what is left, and ends."""
+        self.process.tell(signal.SIGUSR1)
+        self.notes.close()
 
 
 def new_marker(replica: str, *, forked: bool) -> str:
@@ -109,7 +128,7 @@ def kill_marked(marker: str, *, grace_s: float = 2.0, spare: int = 0) -> list[in
     return [process.pid for process in victims]
 
 
-def start_reaper(marker: str = "", remove: str = "") -> Process:
+def start_reaper(marker: str = "", remove: str = "") -> Reaper:
     """Start the process that, once the caller is gone, kills the marked ones and removes a folder; "" for none.
 
     It is no child of the caller's: a Ray worker kills its children when it exits. `over` ends it earlier.
@@ -118,12 +137,12 @@ def start_reaper(marker: str = "", remove: str = "") -> Process:
     me = Process.of(os.getpid())
     command = [sys.executable, "-I", "-S", __file__, str(me.pid), me.start, marker, remove]
     shell = ["/bin/sh", "-c", _DETACH, "sh", *command]
-    return Process.of(int(subprocess.check_output(shell, env=environment, start_new_session=True, cwd="/")))
-
-
-def over(reaper: Process) -> None:
-    """The replica has stopped: the reaper removes what is left, and ends."""
-    reaper.tell(signal.SIGUSR1)
+    noted, notes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        pid = subprocess.check_output(shell, env=environment, start_new_session=True, cwd="/", stdin=noted)
+    finally:
+        os.close(noted)
+    return Reaper(Process.of(int(pid)), io.FileIO(notes, "w"))
 
 
 def _reap(parent: Process, marker: str, remove: str) -> None:
@@ -146,9 +165,18 @@ def _reap(parent: Process, marker: str, remove: str) -> None:
             break
     while kill_marked(marker, grace_s=0.5, spare=parent.pid):  # again, for what was being started meanwhile
         time.sleep(0.2)
-    remove_segments(segments)
+    remove_segments(segments | _noted())
     if remove:
         remove_folder(Path(remove))
+
+
+def _noted() -> set[Path]:
+    """What the caller has told, by its end of a pipe."""
+    words = b""
+    with suppress(BlockingIOError):  # forks of the caller's may still have that end
+        while part := os.read(sys.stdin.fileno(), 1 << 16):
+            words += part
+    return {Path(os.fsdecode(name)) for name in words.splitlines()}
 
 
 def remove_folder(folder: Path) -> None:

@@ -33,7 +33,7 @@ class Supervisor:
         self.spec, self.replica = spec, spec.replica
         self.events = timeline.EventLog(spec.events_file)
         self._marker = reaper.new_marker(spec.replica, forked=spec.preload and fork_context.available())
-        self._reaper: reaper.Process | None = None
+        self._reaper: reaper.Reaper | None = None
         self._remove = remove
         self._segments: set[Path] = set()
         self.logging_file = ""  # of vLLM's logging configuration, once entered
@@ -129,6 +129,8 @@ class Supervisor:
     def note_segments(self) -> None:
         """Note which shared memory the engine's processes use, while they live: vLLM leaves it behind."""
         self._segments |= reaper.shared_segments(self._marker)
+        if self._reaper is not None:  # this process may be killed
+            self._reaper.note(self._segments)
 
     def kill(self) -> None:
         """Kill the engine's processes."""
@@ -142,7 +144,7 @@ class Supervisor:
         if self._remove:
             reaper.remove_folder(Path(self._remove))
         if self._reaper is not None and not left:  # else it removes, after this process, what this one has mapped
-            reaper.over(self._reaper)  # last, for this process may be cut short at its exit
+            self._reaper.over()  # last, for this process may be cut short at its exit
             self._reaper = None
 
     def _watch(self) -> None:
