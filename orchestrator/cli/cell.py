@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator import paths
 from orchestrator.config import SweepConfig, sources
 from orchestrator.errors import one_line
 
@@ -45,13 +46,18 @@ class Cell:
     flags: Sequence[str] = ()
     env: Mapping[str, str] | None = field(default=None, repr=False)
 
+    @property
+    def shown(self) -> list[str]:
+        """The overrides as others may see them."""
+        return [paths.shown(override) for override in self.overrides]
+
     def finished(self) -> dict[str, Any] | None:
         """The record of an earlier run that was well, and the same."""
         try:
             record = json.loads((self.folder / RECORD).read_text())
         except (OSError, ValueError):
             return None
-        same = record.get("overrides") == list(self.overrides) and record.get("flags", []) == list(self.flags)
+        same = record.get("overrides") == self.shown and record.get("flags", []) == list(self.flags)
         return record if same and record.get("code") == 0 else None
 
 
@@ -80,7 +86,7 @@ class Processes:
                 code, result = self._once(cell, settings.deadline_s)
             except Exception as error:
                 code, result = 1, {"ok": False, "error": one_line(error)}
-            found = {"overrides": list(cell.overrides), "flags": list(cell.flags)}
+            found = {"overrides": cell.shown, "flags": list(cell.flags)}
             found |= {"attempts": attempt, "code": code, "result": result, "resumed": False}
             if code in (0, 2) or self._stopped:  # 2: wrong configuration stays wrong
                 break

@@ -8,8 +8,8 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import hydra
@@ -36,6 +36,13 @@ class _Stop(BaseException):
         self.error = error
 
 
+class _Record(logging.LogRecord):
+    """A line of a log, without the keys of a storage: Hydra tells each cell's overrides."""
+
+    def getMessage(self) -> str:
+        return paths.shown(super().getMessage())
+
+
 class HydraApp:
     """One job on the command line; what has to be remembered until its end is here.
 
@@ -56,6 +63,7 @@ class HydraApp:
 
     def run(self) -> int:
         """Run it; returns the exit code, after the RESULT line."""
+        logging.setLogRecordFactory(_Record)
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else Ray's workers are `uv run …` too, and slow
         with self._interrupts.heard():
             try:
@@ -116,7 +124,9 @@ class HydraApp:
         settings = HydraConfig.get()
         multirun = settings.mode is RunMode.MULTIRUN
         folder = Path(settings.runtime.output_dir)
-        self._prepare_upload(cfg, sweep.folder(settings) if multirun else folder)
+        whole = sweep.folder(settings) if multirun else folder
+        _hide_keys([*(folder / (settings.output_subdir or ".")).glob("*.yaml"), whole / "multirun.yaml"])
+        self._prepare_upload(cfg, whole)
         if multirun:
             return self._cells.add(cfg, settings)
         self._one(cfg, settings, folder)
@@ -149,6 +159,15 @@ class HydraApp:
             self._console.print(f"Uploaded: {paths.shown(upload.upload(folder, uri))}", soft_wrap=True)
         except Exception as error:
             raise OrchestratorError(f"{folder} was not uploaded: {endings.one_line(error)}") from error
+
+
+def _hide_keys(files: Iterable[Path]) -> None:
+    """What Hydra has written down of the configuration is for others to see, and may be uploaded."""
+    for file in files:
+        with suppress(FileNotFoundError):
+            text = file.read_text()
+            if (hidden := paths.shown(text)) != text:
+                file.write_text(hidden)
 
 
 @contextmanager

@@ -58,7 +58,9 @@ class Cells:
     def add(self, cfg: DictConfig, settings: HydraConf) -> float | None:
         """One cell, or its beginning where cells run in parallel; returns what a sweeper that optimises asks for."""
         overrides = [o for o in settings.overrides.task if not o.lstrip("+~").startswith(_OWN)]
-        found: dict[str, Any] = {"folder": str(settings.runtime.output_dir), "overrides": overrides}
+        place = Path(settings.runtime.output_dir)
+        cell = Cell(self._job.cell, overrides, place, sources.flags(settings), environment())
+        found: dict[str, Any] = {"folder": str(place), "overrides": cell.shown}
         others = [cell["folder"] for cell in self._cells]
         self._cells.append(found)
         self._folder = folder(settings)
@@ -74,7 +76,6 @@ class Cells:
         except ConfigError as error:
             self._ended(found, {"result": {"ok": False, "error": str(error)}, "code": WRONG})
             return math.nan
-        cell = Cell(self._job.cell, overrides, Path(found["folder"]), sources.flags(settings), environment())
         if app.sweep.parallel > 1:
             self._pool = self._pool or pool(app.sweep.parallel, app.cluster.kind is ClusterKind.local)
             self._pool.submit(self._run, cell, found, app.sweep)
@@ -96,7 +97,7 @@ class Cells:
             ending.done(write.write_sweep(self._folder, self._cells, self._console), code)
 
     def _run(self, cell: Cell, found: dict[str, Any], settings: SweepConfig) -> None:
-        self._console.print(" ".join(cell.overrides) or "defaults", style="bold", soft_wrap=True)
+        self._console.print(" ".join(cell.shown) or "defaults", style="bold", soft_wrap=True)
         self._ended(found, self._processes.run(cell, settings))
 
     def _ended(self, found: dict[str, Any], how: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,17 @@ import yaml
 
 from orchestrator.config import sources
 from tests.unit.commands import check_schema, finish, start
-from tests.waiting import wait_for
+from tests.waiting import HANG_S, wait_for
+
+
+def begun(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    words = ["-m", "engine=fake", "model=tiny_llama", f"hydra.sweep.dir={folder}/out", *overrides]
+    env = {**os.environ, "ORCHESTRATOR_HOME": str(folder), "PYTHONPATH": "."}
+    return start("tests/commands/stub_sweep.py", *words, env=env)
 
 
 def sweep(folder: Path, *overrides: str) -> tuple[int, dict, str]:
-    words = ["-m", "engine=fake", "model=tiny_llama", f"hydra.sweep.dir={folder}/out", *overrides]
-    env = {**os.environ, "ORCHESTRATOR_HOME": str(folder), "PYTHONPATH": "."}
-    return finish(start("tests/commands/stub_sweep.py", *words, env=env))
+    return finish(begun(folder, *overrides))
 
 
 def record(folder: Path, number: int | str, name: str = "cell.json") -> dict:
@@ -35,6 +40,17 @@ def test_a_sweep_goes_on_after_failures_and_says_so(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.html").is_file()
     check_schema("sweep", json.loads((tmp_path / "out" / "sweep.json").read_text()))
     assert record(tmp_path, 0, "stub.json")["job"] == "run"
+
+
+def test_a_storages_keys_are_in_no_file_of_a_sweep(tmp_path: Path) -> None:
+    """Hydra writes overrides down, and tells them; a cell needs them as they are."""
+    store = r"graph_cache.store=s3\://name\:se/cret@bucket/x"
+    said = "".join(begun(tmp_path, "+engine.extra.stub=well,fails", store).communicate(timeout=HANG_S))
+    assert "out of stub memory" in said
+    assert "se/cret" not in said
+    for file in (file for file in tmp_path.rglob("*") if file.is_file()):
+        text = file.read_text()
+        assert ("se/cret" in text) == (file.name == "stub.json"), file
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")

@@ -27,6 +27,9 @@ HIDDEN = "s3://***@bucket/graphs?region=us-east-1"
         (f"neither {URI}, nor gs://token@other/x", f"neither {HIDDEN}, nor gs://***@other/x"),
         (json.dumps({"store": URI}), json.dumps({"store": HIDDEN})),
         ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("s3://key:with/a/slash@bucket/x", "s3://***@bucket/x"),
+        (r"upload=s3\://key\:secret@bucket", r"upload=s3\://***@bucket"),
+        ('{"url": "http://host:80/v1", "by": "a@b"}', '{"url": "http://host:80/v1", "by": "a@b"}'),
         ("mail me@example.org about http://host:80/v1", "mail me@example.org about http://host:80/v1"),
     ],
 )
