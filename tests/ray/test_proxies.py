@@ -1,4 +1,4 @@
-"""Which nodes take a service's requests: Ray Serve's own choices, on a cluster of two nodes."""
+"""Which nodes and fronts take a service's requests: Ray Serve's own choices, on a cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import psutil
@@ -38,6 +39,11 @@ class Nodes:
         bounds = ["serve.min_replicas=2", "serve.max_replicas=2", "cluster.placement_strategy=SPREAD"]
         model = ["engine=fake", "model=tiny_llama", f"cluster.address={self.address}", "serve.drain_s=2"]
         return start("jobs/serve.py", *where, *bounds, *model, *words, env=self.env)
+
+    def fronts(self) -> int:
+        """How many of the service's front have taken requests."""
+        logs = Path(self.env["RAY_TMPDIR"]).rglob("replica_*_ingress_*.log")
+        return len({log.resolve() for log in logs if "POST /v1/completions" in log.read_text()})
 
     def proxies(self) -> int:
         family = [process for raylet in self.raylets for process in psutil.Process(raylet.pid).children(recursive=True)]
@@ -69,7 +75,8 @@ def nodes(mine: Footprint) -> Iterator[Nodes]:
 @pytest.mark.parametrize(("location", "number"), [("EveryNode", 2), ("HeadOnly", 1)])
 def test_requests_come_in_where_it_says(nodes: Nodes, location: str, number: int) -> None:
     port = free_port()
-    service = nodes.serve(f"serve.port={port}", f"serve.proxy_location={location}")
+    fronts = f"serve.ingress_replicas={number}"
+    service = nodes.serve(f"serve.port={port}", f"serve.proxy_location={location}", fronts)
     url = f"http://127.0.0.1:{port}/v1/completions"
     try:
         wait_for(lambda: (service.is_ready() and answers(url)) or service.poll() is not None, pause_s=0.5)
@@ -77,6 +84,7 @@ def test_requests_come_in_where_it_says(nodes: Nodes, location: str, number: int
         wait_for(lambda: nodes.proxies() >= number, lambda: f"{nodes.proxies()} proxies")
         assert all(answers(url) for _ in range(20))  # each a connection of its own: the proxies share them
         assert nodes.proxies() == number
+        wait_for(lambda: answers(url) and nodes.fronts() == number, lambda: f"{nodes.fronts()} fronts")
     finally:
         with suppress(ProcessLookupError):
             os.killpg(service.pid, signal.SIGINT)
