@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import ray
 from ray import serve
-from ray.exceptions import ActorAlreadyExistsError
+from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
 
 from orchestrator import compat
 from orchestrator.compat import table
@@ -74,7 +74,9 @@ def claim(app: AppConfig, say: Say) -> Front:
         }
         try:
             serve.start(**wanted)
-        except ActorAlreadyExistsError:  # another job began at the same moment: take what that one started
+        except (ActorAlreadyExistsError, ActorDiedError, TimeoutError):
+            # Another job began at the same moment: take what that one started. Or a proxy took longer than the five
+            # seconds that Ray Serve gives the first: it has begun another, which has longer, and waits for it later.
             serve.start(**wanted)
         there = running() or Front(app.serve.host, app.serve.port, "", {})
     _check_guest(app, there)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from orchestrator import compat
 from orchestrator.cluster import provenance
 from orchestrator.compat import table
 from orchestrator.config import AppConfig
-from orchestrator.serve import status
+from orchestrator.serve import openai_errors, status
 from orchestrator.serve.auth import Gate
 from orchestrator.serve.model_cards import Card, CardList, card
 from orchestrator.serve.openai_errors import ComeBack, OpenAIHTTPException, add_handlers
@@ -97,12 +96,24 @@ class Ingress(OpenAiIngress):
         return super()._get_configured_serve_handle(model_id)
 
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Request | None = None) -> Any:
+        begun = False
+        try:
+            async for part in self._held(body, call_method, raw_request):
+                begun = True
+                yield part
+        except Exception as failed:
+            if not begun:
+                raise
+            yield openai_errors.event(failed)
+
+    async def _held(self, body: Any, call_method: str, raw_request: Request | None) -> Any:
+        """An answer's parts, after the first replica has come."""
         check(body, self._served)
         model = await self._get_model_id(body.model)
         parts = self._asked(body, call_method, raw_request)
         try:
             place = self._waits(model)
-            async for part in place.watched(parts) if place else parts:
+            async for part in place.watched(parts, bool(getattr(body, "stream", False))) if place else parts:
                 yield part
         except Full as full:
             raise ComeBack(full.retry_after_s) from full
@@ -129,8 +140,8 @@ class Ingress(OpenAiIngress):
                 if not _replica_died(lost):
                     raise
                 if begun:
-                    yield _cut_short()
-                    return
+                    text = "The replica that answered died, or had to go before the answer was complete."
+                    raise OpenAIHTTPException(503, text, "replica_died") from lost
                 if not left:
                     raise OpenAIHTTPException(
                         503, "The replica that answered died; try again.", "replica_died"
@@ -165,10 +176,3 @@ def web_app(keys: Sequence[str], max_body: int) -> FastAPI:
 
 def _replica_died(lost: Exception) -> bool:
     return isinstance(lost, RayActorError) or type(getattr(lost, "cause", None)).__name__ == "EngineDeadError"
-
-
-def _cut_short() -> str:
-    """The end of a stream whose replica died: an error that clients raise, never a silent end."""
-    message = "The replica that answered died, or had to go before the answer was complete."
-    body = {"error": {"message": message, "type": "replica_died", "param": None, "code": 503}}
-    return f"data: {json.dumps(body)}\n\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -36,10 +37,36 @@ def add_handlers(app: FastAPI) -> None:
     """Let a web application answer errors so; Ray's own handlers, which come later, then see none of these."""
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OpenAIHTTPException, _openai_error)
-    for kind in _OF_THE_REQUEST:
-        app.add_exception_handler(kind, _of_the_request)
-    app.add_exception_handler(RayTaskError, _of_a_replica)
+    for kind in (OpenAIHTTPException, *_OF_THE_REQUEST, RayTaskError):
+        app.add_exception_handler(kind, _failed)
+
+
+def answer(failed: Exception) -> JSONResponse:
+    """What the client is told of a request that failed."""
+    if isinstance(failed, OpenAIHTTPException):
+        told = error(failed.status_code, failed.message, failed.type)
+        if isinstance(failed, ComeBack):
+            told.headers["Retry-After"] = str(failed.retry_after_s)
+        return told
+    cause = getattr(failed, "cause", failed)
+    if isinstance(cause, _OF_THE_REQUEST):  # said of it while it is read, here or in a replica
+        return error(400, str(cause)[:_LONG])
+    if isinstance(cause, KeyError) and cause.args == ("role",):  # of a message in Harmony's form, which has an author
+        return error(400, "A message has no role.", param="messages")
+    logger.error("a replica failed at a request", exc_info=failed)
+    return error(500, f"The replica failed at this request: {one_line(cause)}", "internal_error")
+
+
+def event(failed: Exception) -> str:
+    """The same as the end of a stream that has begun, as vLLM has it: clients raise it; a silent end would pass."""
+    told = answer(failed)
+    body = json.loads(bytes(told.body))
+    body["error"]["code"] = told.status_code
+    return f"data: {json.dumps(body)}\n\n"
+
+
+async def _failed(_: Request, failed: Exception) -> JSONResponse:
+    return answer(failed)
 
 
 async def _invalid(_: Request, refused: Exception) -> JSONResponse:
@@ -52,26 +79,3 @@ async def _http_error(_: Request, refused: Exception) -> JSONResponse:
     status_code = refused.status_code if isinstance(refused, HTTPException) else 500
     kind = "not_found_error" if status_code == 404 else "invalid_request_error"
     return error(status_code, str(getattr(refused, "detail", refused)), kind)
-
-
-async def _openai_error(_: Request, refused: Exception) -> JSONResponse:
-    assert isinstance(refused, OpenAIHTTPException)  # noqa: S101 - registered for nothing else
-    answer = error(refused.status_code, refused.message, refused.type)
-    if isinstance(refused, ComeBack):
-        answer.headers["Retry-After"] = str(refused.retry_after_s)
-    return answer
-
-
-async def _of_the_request(_: Request, refused: Exception) -> JSONResponse:
-    """What is said of it while it is read."""
-    return error(400, str(refused)[:_LONG])
-
-
-async def _of_a_replica(_: Request, failed: Exception) -> JSONResponse:
-    cause = getattr(failed, "cause", failed)
-    if isinstance(cause, _OF_THE_REQUEST):
-        return error(400, str(cause)[:_LONG])
-    if isinstance(cause, KeyError) and cause.args == ("role",):  # of a message in Harmony's form, which has an author
-        return error(400, "A message has no role.", param="messages")
-    logger.error("a replica failed at a request", exc_info=failed)
-    return error(500, f"The replica failed at this request: {one_line(cause)}", "internal_error")

@@ -12,6 +12,7 @@ from orchestrator.serve import controller
 from orchestrator.serve.background import repeat
 
 _PERIOD_S = 1.0
+_COMMENT_S = 10.0  # common proxies wait for 30 s or more
 _GIVEN_UP = "REPLICA_STARTUP_FAILED"  # Ray Serve's word for a deployment whose replicas it starts no more
 _NOTHING = object()
 
@@ -53,15 +54,23 @@ class Place:
         self._cause = cause
         self._lost.set()
 
-    async def watched(self, parts: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    async def watched(self, parts: AsyncIterator[Any], stream: bool) -> AsyncGenerator[Any, None]:
         """An answer's parts, as they come.
+
+        Args:
+            parts: the answer.
+            stream: its client reads server-sent events. Until the first part there is a comment now and then, which
+                clients pass over, so that no proxy on the way takes the connection for dead.
 
         Raises:
             StartFailed: the start failed before the first part.
         """
         first, lost = asyncio.ensure_future(anext(parts, _NOTHING)), asyncio.ensure_future(self._lost.wait())
+        pause = _COMMENT_S if stream else None
         try:
-            await asyncio.wait({first, lost}, return_when=asyncio.FIRST_COMPLETED)
+            while not (await asyncio.wait({first, lost}, timeout=pause, return_when=asyncio.FIRST_COMPLETED))[0]:
+                left = self._room.left_s(self._deployment)
+                yield f": the first replica starts, {f'about {left} s' if left else 'a little'} more\n\n"
             if not first.done():
                 raise StartFailed(self._cause)
             if (part := first.result()) is _NOTHING:
@@ -104,13 +113,17 @@ class WaitingRoom:
             return None
         if deployment in self._failed:
             raise StartFailed(self._failed[deployment])
-        now, places = time.monotonic(), self._places.setdefault(deployment, set())
-        began = self._began.setdefault(deployment, now)
+        places = self._places.setdefault(deployment, set())
+        self._began.setdefault(deployment, time.monotonic())
         if len(places) >= self._most:
-            left = self._took.get(deployment, self._guess) - (now - began)
-            raise Full(max(1, math.ceil(left)))
+            raise Full(max(1, self.left_s(deployment)))
         places.add(place := Place(self, deployment))
         return place
+
+    def left_s(self, deployment: str) -> int:
+        """Whole seconds that a start still takes, by what the last one took; 0: it takes longer than that."""
+        now = time.monotonic()
+        return max(0, math.ceil(self._took.get(deployment, self._guess) - (now - self._began.get(deployment, now))))
 
     def left(self, place: Place, deployment: str, answered: bool) -> None:
         """A place is free."""

@@ -64,6 +64,7 @@ def test_large_clusters_are_simulated_from_what_is_measured(mine: Footprint) -> 
     bench = ["bench=simulate", *FAKE, "bench.rounds=1", "bench.nodes=[2,200]", f"hydra.run.dir={out}"]
     code, _, err = finish(job("bench", *bench, mine=mine))
     assert code in (0, 1), err  # how near the model comes is a timing
+    assert (out / "bench.json").is_file(), err
     data = json.loads((out / "bench.json").read_text())
     check_schema("bench", data)
     checks = [row for row in data["rows"] if row["start"] == "checked"]

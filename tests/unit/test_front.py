@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from ray.exceptions import ActorAlreadyExistsError
+from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
 
 from orchestrator.config import AppConfig, sources
 from orchestrator.errors import ConfigError
@@ -112,8 +112,13 @@ def test_keys_are_demanded_for_the_address_that_is_bound(
         claimed(monkeypatch, app, Front(host, 8000, "", {}))
 
 
-def test_a_ray_serve_that_another_job_starts_at_that_moment_is_taken(
-    monkeypatch: pytest.MonkeyPatch, app: AppConfig
+@pytest.mark.parametrize(
+    "failed",
+    [ActorAlreadyExistsError("SERVE_CONTROLLER_ACTOR"), ActorDiedError(), TimeoutError("HTTP proxies not available")],
+    ids=["another job's", "its first proxy was slow and killed", "its proxies are slow"],
+)
+def test_a_ray_serve_that_starts_at_that_moment_is_taken(
+    monkeypatch: pytest.MonkeyPatch, app: AppConfig, failed: Exception
 ) -> None:
     there = Front("127.0.0.1", 9999, "", {})
     started: list[dict] = []
@@ -121,7 +126,7 @@ def test_a_ray_serve_that_another_job_starts_at_that_moment_is_taken(
     def start(**wanted: object) -> None:
         started.append(wanted)
         if len(started) == 1:
-            raise ActorAlreadyExistsError("SERVE_CONTROLLER_ACTOR")
+            raise failed
 
     monkeypatch.setattr(front, "running", lambda: there if len(started) == 2 else None)
     monkeypatch.setattr(front, "_on_head", lambda: False)

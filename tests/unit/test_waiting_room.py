@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from ray.serve.llm.ingress import OpenAiIngress
 
 from orchestrator.config import ServeConfig
-from orchestrator.serve import openai_errors
+from orchestrator.serve import openai_errors, waiting_room
 from orchestrator.serve.ingress import Ingress
 from orchestrator.serve.openai_errors import ComeBack, OpenAIHTTPException
 from orchestrator.serve.waiting_room import Full, WaitingRoom
@@ -112,8 +113,8 @@ def front(monkeypatch) -> Any:
     return made
 
 
-async def ask(front: Any, model: str | None = "a") -> list[str]:
-    body = SimpleNamespace(model=model, model_fields_set=set())
+async def ask(front: Any, model: str | None = "a", **more: Any) -> list[str]:
+    body = SimpleNamespace(model=model, model_fields_set=set(), **more)
     return [part async for part in front._get_response(body=body, call_method="chat")]
 
 
@@ -124,7 +125,7 @@ def test_a_place_is_free_when_an_answer_begins_or_its_client_goes(front) -> None
         await asyncio.sleep(0.01)
         with pytest.raises(ComeBack) as refused:
             await ask(front, None)
-        answer = await openai_errors._openai_error(None, refused.value)
+        answer = openai_errors.answer(refused.value)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
         waiting.pop().cancel()
         await asyncio.sleep(0.01)
@@ -157,6 +158,34 @@ def test_who_waits_for_a_start_that_failed_is_told_why(front) -> None:
         front.replica.set()
         front.rest = front.replica
         assert await ask(front) == ["first", "last"]
+
+    asyncio.run(story())
+
+
+def test_a_stream_that_waits_says_so_and_ends_plainly(front, monkeypatch) -> None:
+    """Proxies end a connection on which nothing comes; what a client does not know it passes over."""
+    monkeypatch.setattr(waiting_room, "_COMMENT_S", 0.05)
+
+    async def story() -> None:
+        front.replica, front.rest = asyncio.Event(), asyncio.Event()
+        stream, whole = asyncio.create_task(ask(front, stream=True)), asyncio.create_task(ask(front, stream=False))
+        await asyncio.sleep(0.3)
+        front.replica.set()
+        front.rest.set()
+        *comments, first, last = await stream
+        assert (first, last) == ("first", "last")
+        assert comments
+        assert set(comments) == {": the first replica starts, about 7 s more\n\n"}
+        assert await whole == ["first", "last"]
+        front.replica = asyncio.Event()
+        streams = [asyncio.create_task(ask(front, stream=True)) for _ in range(2)]
+        await asyncio.sleep(0.3)
+        front._room.look(given_up())
+        for *comments, end in await asyncio.gather(*streams):
+            assert comments
+            told = json.loads(end.removeprefix("data: "))["error"]
+            assert (told["code"], told["type"]) == (503, "start_failed")
+            assert "No space left" in told["message"]
 
     asyncio.run(story())
 
