@@ -37,5 +37,6 @@ REFUSAL = Feature("refusal of another vLLM", "with an untested vLLM kv_update is
 SERVE_HOOK = Feature("serve hook", "replicas of a service start as vLLM starts them; no graphs are shared")
 SERVE_FRONT = Feature("serve", "jobs/serve.py does not start")
 SCALING = Feature("simulated autoscaling", "bench=autoscale does not run")
+SLOW_PROXY = Feature("slow proxies", "on a slow machine Ray Serve may kill its HTTP proxy again and again")
 RAY_PORTS = Feature("Ray start ports", "on a slow machine Ray may give up its start after 15 s")
 TINY_MODELS = Feature("tiny models", "the models that are made on the spot have no tokenizer")

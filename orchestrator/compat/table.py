@@ -167,6 +167,7 @@ CLIENT_ERRORS = Name("ray.llm._internal.common.errors", "VLLM_CLIENT_ERRORS", Us
 ENDPOINTS = Name("ray.llm._internal.serve.core.ingress.ingress", "DEFAULT_ENDPOINTS", Use.read, (f.SERVE_FRONT,), "Ray's routes")
 INGRESS_INIT = Name("ray.llm._internal.serve.core.ingress.ingress", "init", Use.called, (f.SERVE_FRONT,), "Ray's web application", "")
 SERVE_CLIENT = Name("ray.serve.context", "_get_global_client", Use.called, (f.SERVE_FRONT,), "where does Ray Serve listen, and for whom?", None, ("raise_if_no_controller_running",))
+PROXY_S = Name("ray.serve._private.constants", "PROXY_READY_CHECK_TIMEOUT_S", Use.set, (f.SLOW_PROXY,), "by its variable: a proxy may take long to start")
 MODELS = Name("ray.llm._internal.serve.core.ingress.ingress", "OpenAiIngress.models", Use.overridden, (f.SERVE_FRONT,), "/v1/models with vLLM's fields", "self")
 MODEL_DATA = Name("ray.llm._internal.serve.core.ingress.ingress", "OpenAiIngress.model_data", Use.overridden, (f.SERVE_FRONT,), "the same for one model", "self, model")
 MODEL_ID = Name("ray.llm._internal.serve.core.ingress.ingress", "OpenAiIngress._get_model_id", Use.overridden, (f.SERVE_FRONT,), "models with a colon in their name; 404 as vLLM's", "self, model")

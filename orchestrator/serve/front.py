@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from orchestrator.progress import Say
 from orchestrator.serve import controller
 from orchestrator.serve.auth import read_keys
 
+# Seconds in which a proxy has to start. With Ray Serve's own five, one on a busy machine is killed again and again.
+_PATIENCE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 _ALL = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - what is bound for everybody is reached from here, too
 
 
@@ -71,6 +74,7 @@ def claim(app: AppConfig, say: Say) -> Front:
         wanted = {
             "proxy_location": app.serve.proxy_location.value,
             "http_options": {"host": app.serve.host, "port": app.serve.port},
+            "controller_options": {"runtime_env": {"env_vars": {_PATIENCE: os.environ.get(_PATIENCE, "120")}}},
         }
         try:
             serve.start(**wanted)
