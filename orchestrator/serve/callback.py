@@ -66,6 +66,16 @@ class FastColdStart(CallbackBase):
         """Ray Serve pickles the configuration, and this with it, to look for handles; a start stays in its process."""
         return {**self.__dict__, "start": None}
 
+    def started(self) -> ReplicaStart:
+        """The start, once there is one.
+
+        Raises:
+            RuntimeError: Ray did not call this callback.
+        """
+        if self.start is None:
+            raise RuntimeError("Ray Serve LLM made an engine without its callback.")
+        return self.start
+
     async def on_before_node_init(self) -> None:
         """Before vLLM's configuration is made: its environment, and our plugin."""
         source = self.llm_config.get_engine_config().actual_hf_model_id
@@ -107,7 +117,8 @@ class ReplicaStart:
         self._supervisor = Supervisor(spec, remove=str(scratch))
         events, settings = self._supervisor.events, cache_settings(app, share=share)
         cache, others = GraphCacheClient(settings, self.name, events), MultiNode(settings, root, events)
-        self._start = Start(self.name, cache, events, root, began=_launched(), others=others)
+        self._began = _launched()
+        self._start = Start(self.name, cache, events, root, began=self._began, others=others)
 
     def enter(self) -> None:
         """Prepare this process for vLLM."""
@@ -117,6 +128,16 @@ class ReplicaStart:
         given = self._llm_config.engine_kwargs.get("additional_config")
         self._llm_config.update_engine_kwargs(additional_config=additional_config(self._app.cold_start, given))
         serve_hook.install(self._supervisor, self._start)
+
+    def progress(self) -> dict[str, Any]:
+        """How far it is, for the status board.
+
+        Raises:
+            OSError: its events cannot be read.
+        """
+        seconds = time.monotonic() - self._began
+        phase = self._supervisor.phase()
+        return {"replica": self.name, "model": self.model_id, "phase": phase, "seconds": round(seconds, 1)}
 
     def ready(self) -> StartReport:
         """The first token is there: the whole story."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 from ray.serve.llm.deployment import LLMServer
@@ -17,6 +18,7 @@ from orchestrator.errors import EngineDeadError, one_line
 from orchestrator.serve.callback import FastColdStart
 from orchestrator.serve.status_board import Board
 
+_TELL_S = 1.0
 _PHASE = metrics.Gauge(
     "orchestrator_start_phase_seconds", "Where a replica's start went.", tag_keys=("model", "replica", "phase")
 )
@@ -33,13 +35,14 @@ class Server(LLMServer):
 
     async def start(self) -> None:
         """Start the engine; returns after its first token."""
-        await super().start()
         callback = self._llm_config.get_or_create_callback()
-        if not isinstance(callback, FastColdStart) or callback.start is None:
+        if not isinstance(callback, FastColdStart):
             raise TypeError("Server needs callback_config.callback_class=orchestrator.serve.callback.FastColdStart.")
-        self._start = callback.start
-        self._settings = callback.app.serve
         self._board = Board.connect(callback.app.cluster.namespace)
+        with self._told(callback):
+            await super().start()
+        self._start = callback.started()
+        self._settings = callback.app.serve
         self._last_token = 0.0
         self._probes = 0
         await self._probe()
@@ -47,6 +50,25 @@ class Server(LLMServer):
         _observe(self._start.model_id, report)
         self._report = {"model": self._start.model_id, "since": time.time(), **report.as_dict()}
         self._board.tell.remote(self._report)
+
+    @contextmanager
+    def _told(self, callback: FastColdStart) -> Iterator[None]:
+        """Within, the board is told how far the start is: by a thread, for the start keeps the event loop busy."""
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(_TELL_S):
+                if callback.start is not None:
+                    with suppress(OSError):  # its events cannot be read
+                        self._board.tell_start.remote(callback.start.progress())
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     async def check_health(self) -> None:
         """Return if the engine generates: a request got a token lately, or a probe gets one in time.

@@ -1,4 +1,4 @@
-"""The status page: replicas, how each one started, and what the graph cache holds."""
+"""The status page: replicas, how each one started or how far it is, and what the graph cache holds."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ async def collect(namespace: str, waiting: Mapping[str, int]) -> dict[str, Any]:
     """
     entries: dict[str, Any] = {}
     replicas: list[dict[str, Any]] = []
+    starting: list[dict[str, Any]] = []
     with suppress(RayError):  # it is being restarted, and will be told again
-        replicas = await Board.connect(namespace).replicas.remote()
+        board = Board.connect(namespace)
+        replicas, starting = await board.replicas.remote(), await board.starts.remote()
     with suppress(RayError, ValueError):  # nobody shares graphs
         for registry in await asyncio.to_thread(registry_actor.running, namespace):
             entries |= await registry.entries.remote()
@@ -45,6 +47,7 @@ async def collect(namespace: str, waiting: Mapping[str, int]) -> dict[str, Any]:
         "schema": "orchestrator.status/1",
         "now": time.time(),
         "replicas": replicas,
+        "starting": starting,
         "waiting": dict(waiting),
         "graphs": graphs,
     }

@@ -1,4 +1,5 @@
-"""What the services of a cluster know of each other: how each replica started, and who is about to take which place."""
+"""What the services of a cluster know of each other: how each replica started or is starting, and who is about to take
+which place."""
 
 from __future__ import annotations
 
@@ -9,31 +10,48 @@ import ray
 
 from orchestrator.cluster.singletons import cluster_wide
 
-NAME = "status-board-2"  # an older release on the same cluster has one that knows no claims
+NAME = "status-board-3"  # an older release on the same cluster has one that knows no starts
 _FORGET_S = 60.0  # a replica that has not been heard of for so long is gone
+_FORGET_START_S = 15.0  # it tells every second
 _CLAIM_S = 600.0  # by then Ray Serve lists the application, or the job is gone
 
 
 class Board:
-    """Start reports of living replicas, and claims. A plain class; `connect` makes it an actor, which does one thing
-    at a time."""
+    """Start reports of living replicas, starts, and claims.
+
+    A plain class; `connect` makes it an actor, which does one thing at a time.
+    """
 
     def __init__(self) -> None:
         self._claims: dict[str, tuple[str, float]] = {}  # what -> who, and until when
         self._reports: dict[str, dict[str, Any]] = {}
+        self._starts: dict[str, dict[str, Any]] = {}
         self._heard: dict[str, float] = {}
 
     def tell(self, report: dict[str, Any]) -> None:
         """A replica is ready, or still healthy; it tells every time, so that a restarted board knows it again."""
         self._reports[report["replica"]] = report
+        self._starts.pop(report["replica"], None)
         self._heard[report["replica"]] = time.monotonic()
+
+    def tell_start(self, start: dict[str, Any]) -> None:
+        """A replica is starting: `replica`, `model`, `phase` (how far it is), `seconds` (since it began)."""
+        self._starts[start["replica"]] = start
+        self._heard[start["replica"]] = time.monotonic()
 
     def replicas(self) -> list[dict[str, Any]]:
         """All that were heard of lately, the oldest first."""
+        return self._lately(self._reports, _FORGET_S)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """All that are starting, the oldest first."""
+        return self._lately(self._starts, _FORGET_START_S)
+
+    def _lately(self, told: dict[str, dict[str, Any]], forget_s: float) -> list[dict[str, Any]]:
         now = time.monotonic()
-        for name in [name for name, heard in self._heard.items() if now - heard > _FORGET_S]:
-            del self._heard[name], self._reports[name]
-        return list(self._reports.values())
+        for name in [name for name in told if now - self._heard[name] > forget_s]:
+            del self._heard[name], told[name]
+        return list(told.values())
 
     def claim(self, places: list[str], who: str) -> bool:
         """Take places that nobody else may deploy to; False, and nothing taken, if another is about to."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,10 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path, mine:
         wait_until_served(f"{url}/models", service, tmp_path / "log")
         served = httpx.get(f"{url}/models", timeout=HANG_S).json()["data"]
         assert {m["id"] for m in served} == {"tiny_llama", "tiny_qwen3"}
-        for model in ("tiny_llama", "tiny_qwen3"):  # the second one has no replica until it is asked for
+        lines, phases = from_zero(f"http://127.0.0.1:{port}", "tiny_qwen3")
+        assert any(line.startswith(": the first replica starts") for line in lines), lines
+        assert "after 'weights'" in phases
+        for model in ("tiny_llama", "tiny_qwen3"):
             answer = httpx.post(f"{url}/completions", json={"model": model, **BODY}, timeout=HANG_S)
             assert answer.status_code == 200, answer.text
             assert answer.json()["usage"]["completion_tokens"] == 2
@@ -54,6 +58,25 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path, mine:
     finally:
         end(service)
     mine.check()
+
+
+def from_zero(root: str, model: str) -> tuple[list[str], set[str]]:
+    """The lines of a stream from a model without a replica, and how far the start was said to be meanwhile."""
+    lines: list[str] = []
+    seen: set[str] = set()
+
+    def ask() -> None:
+        body = {"model": model, "stream": True, **BODY}
+        with httpx.stream("POST", f"{root}/v1/completions", json=body, timeout=HANG_S) as answer:
+            lines.extend(answer.iter_lines())
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while asking.is_alive():
+        found = httpx.get(f"{root}/status.json", timeout=HANG_S).json()["starting"]
+        seen |= {start["phase"] for start in found if start["model"] == model}
+        asking.join(0.2)
+    return lines, seen
 
 
 CALLBACK_ALONE = """

@@ -468,7 +468,7 @@ def test_what_stays_for_later_jobs_can_be_ended(local_ray: None, tmp_path: Path,
     assert main.main(["cache", "stop", "--namespace", mine]) == 0
     said = capsys.readouterr().out
     assert "graph-registry-" in said
-    assert "status-board-2 ended" in said
+    assert "status-board-3 ended" in said
     wait_for(lambda: not registry_actor.running(mine))
     assert len(registry_actor.running(other)) == 1
     assert ray.get(stranger.replicas.remote()) == []

@@ -33,6 +33,20 @@ def test_an_empty_service_has_a_page_too() -> None:
     assert "model:a has no replica; requests that wait for the first: 3" in page
 
 
+def test_a_start_is_shown_until_it_is_over_or_silent(monkeypatch) -> None:
+    board, start = Board(), {"model": "m", "phase": "after 'weights'", "seconds": 12.3}
+    for name in ("a", "b"):
+        board.tell_start({"replica": name, **start})
+    page = status.page({"replicas": [], "graphs": [], "starting": board.starts()})
+    assert "b (m) starts: after &#39;weights&#39;, 12 s so far" in page
+    board.tell({**report(1.0), "replica": "a"})
+    assert [found["replica"] for found in board.starts()] == ["b"]
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 30)  # b was killed
+    assert not board.starts()
+    assert [found["replica"] for found in board.replicas()] == ["a"]
+
+
 def test_a_replica_that_falls_silent_is_forgotten(monkeypatch) -> None:
     board = Board()
     board.tell({**report(1.0), "replica": "a"})
