@@ -125,7 +125,7 @@ class HydraApp:
         multirun = settings.mode is RunMode.MULTIRUN
         folder = Path(settings.runtime.output_dir)
         whole = sweep.folder(settings) if multirun else folder
-        _hide_keys([*(folder / (settings.output_subdir or ".")).glob("*.yaml"), whole / "multirun.yaml"])
+        _hide_keys(_written_by_hydra(settings, folder, whole))
         self._prepare_upload(cfg, whole)
         if multirun:
             return self._cells.add(cfg, settings)
@@ -159,6 +159,14 @@ class HydraApp:
             self._console.print(f"Uploaded: {paths.shown(upload.upload(folder, uri))}", soft_wrap=True)
         except Exception as error:
             raise OrchestratorError(f"{folder} was not uploaded: {endings.one_line(error)}") from error
+
+
+def _written_by_hydra(settings: HydraConf, folder: Path, whole: Path) -> Iterator[Path]:
+    """The files in which Hydra keeps a run's configuration, and a sweep's."""
+    if settings.output_subdir is not None:
+        yield from (folder / settings.output_subdir / f"{name}.yaml" for name in ("config", "hydra", "overrides"))
+    if settings.mode is RunMode.MULTIRUN:
+        yield whole / "multirun.yaml"
 
 
 def _hide_keys(files: Iterable[Path]) -> None:

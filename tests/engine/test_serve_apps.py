@@ -61,7 +61,7 @@ def test_a_config_file_with_two_models_one_of_them_at_zero(tmp_path: Path, mine:
 
 
 def from_zero(root: str, model: str) -> tuple[list[str], set[str]]:
-    """The lines of a stream from a model without a replica, and how far the start was said to be meanwhile (some phases are short)."""
+    """The lines of a stream from a model without a replica, and how far its start was said to be meanwhile."""
     lines: list[str] = []
     seen: set[str] = set()
 
