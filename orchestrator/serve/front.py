@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray import serve
@@ -13,14 +14,14 @@ from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
 
 from orchestrator import compat
 from orchestrator.compat import table
-from orchestrator.config import AppConfig
+from orchestrator.config import AppConfig, ClusterKind
 from orchestrator.errors import ConfigError
 from orchestrator.progress import Say
 from orchestrator.serve import controller
 from orchestrator.serve.auth import read_keys
 
 # Seconds in which a proxy has to start. With Ray Serve's own five, one on a busy machine is killed again and again.
-_PATIENCE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+PATIENCE, PATIENCE_S = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120"
 _ALL = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - what is bound for everybody is reached from here, too
 
 
@@ -71,11 +72,14 @@ def claim(app: AppConfig, say: Say) -> Front:
     if there is None:
         if _on_head():  # where its proxy will be
             check_free(app.serve.host, app.serve.port)
-        wanted = {
+        wanted: dict[str, Any] = {
             "proxy_location": app.serve.proxy_location.value,
             "http_options": {"host": app.serve.host, "port": app.serve.port},
-            "controller_options": {"runtime_env": {"env_vars": {_PATIENCE: os.environ.get(_PATIENCE, "120")}}},
         }
+        if app.cluster.kind is not ClusterKind.local:  # whose Ray has our environment, and starts sooner without this
+            wanted["controller_options"] = {
+                "runtime_env": {"env_vars": {PATIENCE: os.environ.get(PATIENCE, PATIENCE_S)}}
+            }
         try:
             serve.start(**wanted)
         except (ActorAlreadyExistsError, ActorDiedError, TimeoutError):

@@ -62,6 +62,7 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
         application.check_room(app, local_shape(app.cluster))  # another cluster may grow: there the deadline tells
         front.check_free(app.serve.host, app.serve.port)
         os.environ.setdefault("SERVE_SOCKET_REUSE_PORT_ENABLED", "0")  # of two that start at once, one fails
+        os.environ.setdefault(front.PATIENCE, front.PATIENCE_S)
     folders = application.prepare(app, say)
     with _ray_serve(app, say) as (app, url):
         made = application.build(app, folders)
