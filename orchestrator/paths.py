@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError
 # A person mends these by another path, more room, or other permissions.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
-_KEYS = re.compile(r"""(?<=://)([^/@\s]+|[^/@\s:"',]+:[^@\s"',]*)@""")  # a secret may have a slash, left as it is
+_KEYS = re.compile(r"""(?<=://)([^/@\s]+|[^/@\s:"',]+:[^@\s"',]*)@""")  # with a `:`, also a secret with slashes
 SOCKET = 107  # bytes of a Unix socket's path
 _ROOM = 1 << 20  # bytes; a file system with less is full
 

@@ -29,7 +29,7 @@ async def collect(namespace: str, waiting: Mapping[str, int]) -> dict[str, Any]:
     starting: list[dict[str, Any]] = []
     with suppress(RayError):  # it is being restarted, and will be told again
         board = Board.connect(namespace)
-        replicas, starting = await board.replicas.remote(), await board.starts.remote()
+        replicas, starting = await asyncio.gather(board.replicas.remote(), board.starts.remote())
     with suppress(RayError, ValueError):  # nobody shares graphs
         for registry in await asyncio.to_thread(registry_actor.running, namespace):
             entries |= await registry.entries.remote()

@@ -36,8 +36,9 @@ class Board:
 
     def tell_start(self, start: dict[str, Any]) -> None:
         """A replica is starting: `replica`, `model`, `phase` (how far it is), `seconds` (since it began)."""
-        self._starts[start["replica"]] = start
-        self._heard[start["replica"]] = time.monotonic()
+        if start["replica"] not in self._reports:  # a late word; each name is in one of the two
+            self._starts[start["replica"]] = start
+            self._heard[start["replica"]] = time.monotonic()
 
     def replicas(self) -> list[dict[str, Any]]:
         """All that were heard of lately, the oldest first."""
