@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-HANG_S = 600.0
+HANG_S = 1200.0
 
 
 def wait_for(condition: Callable[[], object], what: str | Callable[[], str] = "", pause_s: float = 0.1) -> None:

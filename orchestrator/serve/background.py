@@ -1,4 +1,4 @@
-"""Work beside the ingress's requests, again and again."""
+"""Work beside requests, again and again."""
 
 from __future__ import annotations
 

@@ -10,24 +10,14 @@ from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 from ray.serve.llm.deployment import LLMServer
-from ray.util import metrics
 
-from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import serve_hook
 from orchestrator.errors import EngineDeadError, one_line
+from orchestrator.serve import metrics
 from orchestrator.serve.callback import FastColdStart
 from orchestrator.serve.status_board import Board
 
 _TELL_S = 1.0
-_PHASE = metrics.Gauge(
-    "orchestrator_start_phase_seconds", "Where a replica's start went.", tag_keys=("model", "replica", "phase")
-)
-_START = metrics.Gauge(
-    "orchestrator_start_seconds", "From a replica's process to its first token.", tag_keys=("model", "replica")
-)
-_OUTCOME = metrics.Counter(
-    "orchestrator_graph_cache_outcomes", "Starts, by what the graph cache did.", tag_keys=("model", "outcome")
-)
 
 
 class Server(LLMServer):
@@ -47,7 +37,8 @@ class Server(LLMServer):
         self._probes = 0
         await self._probe()
         report = self._start.ready()
-        _observe(self._start.model_id, report)
+        told = metrics.keep_told(self._start.model_id, report)
+        self._metrics = asyncio.get_running_loop().create_task(told)
         self._report = {"model": self._start.model_id, "since": time.time(), **report.as_dict()}
         self._board.tell.remote(self._report)
 
@@ -120,11 +111,3 @@ def _has_tokens(item: Any) -> bool:
     if isinstance(item, str):
         return '"choices":[{' in item.replace(" ", "")[:400]
     return bool(getattr(item, "choices", None) or getattr(item, "data", None))
-
-
-def _observe(model: str, report: StartReport) -> None:
-    tags = {"model": model, "replica": report.replica}
-    for phase in report.phases:
-        _PHASE.set(phase.seconds, {**tags, "phase": phase.name})
-    _START.set(report.first_token_s, tags)
-    _OUTCOME.inc(1, {"model": model, "outcome": report.receipt.outcome.value})

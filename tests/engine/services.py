@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +41,12 @@ class Service:
         (line,) = [line for line in self.output if line.startswith("metrics ")]
         return httpx.get(line.split()[1], timeout=HANG_S).text
 
-    def wait_for(self, condition, what: str) -> None:
+    def wait_for(self, condition, what: str | Callable[[], str]) -> None:
         def holds() -> bool:
             assert self.process.poll() is None, "".join(self.output[-40:])
             return condition()
 
-        wait_for(holds, lambda: what + "\n" + "".join(self.output[-40:]), 0.25)
+        wait_for(holds, lambda: (what() if callable(what) else what) + "\n" + "".join(self.output[-40:]), 0.25)
 
     @staticmethod
     def _headers(key: str) -> dict[str, str]:

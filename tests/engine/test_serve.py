@@ -174,11 +174,20 @@ def engine_core(replica: psutil.Process) -> psutil.Process:
 
 
 def test_metrics_tell_how_replicas_started(service: Service) -> None:
-    def found() -> bool:
-        text = service.metrics()
-        return 'outcome="hit"' in text and 'phase="weights"' in text and "vllm_time_to_first_token" in text
+    text = ""
 
-    service.wait_for(found, "no metrics")
+    def found() -> bool:
+        nonlocal text
+        client_of(service).completions.create(model=MODEL, prompt="x", max_tokens=1)  # Ray may lose what was counted
+        text = service.metrics()
+        weights = {line for line in text.splitlines() if 'phase="weights"' in line}
+        outcomes = 'outcome="compiled"' in text and 'outcome="hit"' in text
+        return len(weights) == 2 and outcomes and "vllm_time_to_first_token" in text
+
+    def said() -> str:
+        return "\n".join(line for line in text.splitlines() if "orchestrator_" in line or "vllm_time_to" in line)
+
+    service.wait_for(found, said)
 
 
 def test_a_killed_engine_ends_its_streams_plainly_and_is_replaced(service: Service) -> None:
