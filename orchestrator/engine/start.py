@@ -22,6 +22,7 @@ from orchestrator.engine.contract import CompileKey
 from orchestrator.engine.start_report import StartReport
 from orchestrator.errors import EngineStartError, one_line
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
+from orchestrator.timeline.forecast import Size
 
 T = TypeVar("T")
 PUBLISH_WAIT_S = 60.0  # then the replica serves, and publishing goes on beside it
@@ -94,6 +95,7 @@ class Start:
         cache_root: where graphs are installed, and where vLLM saves them.
         began: when it began on this node, by the monotonic clock; default: now.
         others: the replica's other nodes, if it has some.
+        size: says what it has to bring up, as far as that is known by then.
     """
 
     def __init__(
@@ -105,9 +107,12 @@ class Start:
         *,
         began: float | None = None,
         others: OtherNodes | None = None,
+        size: Callable[[], Size | None] = lambda: None,
     ) -> None:
         self.replica = replica
+        self.size = size
         self.receipt = Receipt(Outcome.stock)
+        self.restored: bool | None = None  # not known yet
         self._cache, self._events, self._root, self._others = cache, events, cache_root, others
         self._began = time.monotonic() if began is None else began
         self._first_token_at: float | None = None
@@ -126,12 +131,13 @@ class Start:
     def restore(self, compile_key: Callable[[], CompileKey]) -> bool:
         """Install the graphs for a compile key; are they there now? Does not raise, whatever `compile_key` does."""
         self.receipt = self._restored(compile_key)
+        self.restored = self.receipt.restored
         if self._others:
             try:
                 self._others.prepare(self.receipt.key if self.receipt.restored else "")
             except Exception as error:  # ranks there compile, or fail and say so
                 self._note(f"the other nodes are not ready: {one_line(error)}")
-        return self.receipt.restored
+        return self.restored
 
     def first_token(self) -> None:
         """The engine has generated a token."""
@@ -154,7 +160,8 @@ class Start:
         receipt = replace(self.receipt, notes=timeline.notes(events))
         phases = tuple(timeline.phases(events, self._began))
         facts = timeline.facts(events)
-        return StartReport(self.replica, until - self._began, receipt, facts, phases, os.getpid(), now - until)
+        took, size = until - self._began, self.size()
+        return StartReport(self.replica, took, receipt, facts, phases, os.getpid(), now - until, size)
 
     def end(self) -> None:
         """The engine has ended, or was none: nothing of it stays on other nodes."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator import timeline
 from orchestrator.graph_cache.restore_result import Receipt
+from orchestrator.timeline.forecast import Size
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class StartReport:
         first_token_s: seconds until the first token of a probe, since the start was asked for.
         phases: where they went; their lengths add up to first_token_s.
         after_s: seconds from the first token to the report: publishing.
+        size: what it had to bring up; None: not known.
     """
 
     replica: str
@@ -26,6 +28,7 @@ class StartReport:
     phases: tuple[timeline.Phase, ...]
     pid: int
     after_s: float = 0.0
+    size: Size | None = None
 
     def since_request(self, placement_s: float, whole_s: float) -> StartReport:
         """The same, counted from the request, which another node's clock measured: only durations are compared.
@@ -52,5 +55,6 @@ class StartReport:
             "receipt": self.receipt.as_dict(),
             "engine": self.facts.as_dict(),
             "pid": self.pid,
+            "size": asdict(self.size) if self.size else None,
             "phases": [asdict(phase) for phase in self.phases],
         }

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import timeline
+from orchestrator import models, timeline
 from orchestrator.engine import Chunk, Engine, Sampling, create
 from orchestrator.engine.start import Start
 from orchestrator.engine.start_report import StartReport
@@ -55,7 +55,10 @@ class Replica:
         self._engine: Engine = create(plan.kind, plan.spec)
         others = MultiNode(cache, root, self._events) if len(plan.bundles) > 1 else None
         client = GraphCacheClient(cache, plan.name, self._events)
-        self._start = Start(plan.name, client, self._events, root, began=began, others=others)
+        self._start = Start(
+            plan.name, client, self._events, root, began=began, others=others,
+            size=lambda: models.size_of(plan.spec.model, plan.spec.args),
+        )  # fmt: skip
 
     async def start(self) -> StartReport:
         """Start, and answer a probe of one token.

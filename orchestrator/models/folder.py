@@ -17,7 +17,7 @@ from orchestrator.errors import ConfigError, ModelError
 _TOKENIZERS = ("*tokenizer*", "vocab.*", "merges.txt", "tekken.json", "*.tiktoken", "*.model", "*.spm")
 _TEMPLATES = ("chat_template.*", "additional_chat_templates/*", "tekken.json", "tokenizer.model.v*")
 # Kinds of weights, of which vLLM takes the first that is there, and the index of each.
-_WEIGHTS = {"*.safetensors": "model.safetensors.index.json", "*.bin": "pytorch_model.bin.index.json", "*.pt": ""}
+WEIGHTS = {"*.safetensors": "model.safetensors.index.json", "*.bin": "pytorch_model.bin.index.json", "*.pt": ""}
 # vLLM's pooling models: classifiers, and encoders without a head.
 _EMBEDS = re.compile(
     r"For(Sequence|Token|Image)Classification$|ForMaskedLM$|ForQuestionAnswering$|RewardModel$"
@@ -93,8 +93,8 @@ def _check_generates(config: Mapping[str, Any], folder: Path, model: ModelConfig
 
 
 def _check_weights(folder: Path, model: ModelConfig) -> None:
-    there = [pattern for pattern in _WEIGHTS if any(folder.glob(pattern))]
-    indexes = [name for pattern, name in _WEIGHTS.items() if pattern in (there or _WEIGHTS) and name]
+    there = [pattern for pattern in WEIGHTS if any(folder.glob(pattern))]
+    indexes = [name for pattern, name in WEIGHTS.items() if pattern in (there or WEIGHTS) and name]
     index = next((folder / name for name in indexes[:1] if (folder / name).exists()), None)
     named = (_json(index, model, _AGAIN).get("weight_map") if index else None) or {}
     files = sorted(set(named.values())) if isinstance(named, Mapping) else []

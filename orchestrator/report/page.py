@@ -19,6 +19,7 @@ def html(
     runs: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]] = (),
     benches: Sequence[Mapping[str, Any]] = (),
+    forecast: Mapping[str, Any] | None = None,
 ) -> str:
     """A page of runs, of a sweep, or of benchmarks.
 
@@ -27,12 +28,14 @@ def html(
         runs: results of runs, as in result.json.
         rows: a sweep's comparison.
         benches: results of benchmarks, as in bench.json.
+        forecast: how well a sweep's starts would have been foreseen.
     """
     longest = max((r["first_token_s"] for run in runs for r in run.get("replicas", [])), default=1.0)
     return _render(
         title=title,
         runs=runs,
         rows=rows,
+        forecast=forecast,
         benches=[
             {**bench, "drawn": [(p["title"], _drawn(p, bench["rows"])) for p in bench["plots"]]} for bench in benches
         ],

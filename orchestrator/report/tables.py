@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -81,8 +81,8 @@ def answers_table(data: dict[str, Any]) -> Table:
     return table
 
 
-def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line a cell."""
+def sweep_table(rows: Sequence[dict[str, Any]], forecast: Mapping[str, Any] | None = None) -> Table:
+    """One line a cell; with what was expected of each start, where there is a forecast."""
     table = Table(title="Sweep", title_justify="left")
     for column in (
         "cell",
@@ -93,6 +93,12 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
         "sooner than stock cold",
     ):
         table.add_column(column)
+    if forecast:
+        table.add_column("expected by the other models s")
+        table.caption = (
+            f"Of {forecast['starts']} starts {forecast['within_10_percent']} took what was expected, within 10 %; "
+            f"{forecast['within_interval']} ended within the interval."
+        )
     for row in rows:
         if row.get("error"):
             table.add_row(row["name"], Text(row["error"], "red"))
@@ -102,7 +108,9 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
         same = Text("NO", "red") if as_stock is False else "yes" if as_stock else "-"
         first = " / ".join(f"{x:.1f}" for x in row["first_token_s"].values())
         compiled = " / ".join(f"{x:.1f}" for x in row.get("compile_s", ()))
-        table.add_row(row["name"], first, " / ".join(row.get("outcomes", ())), compiled, same, sooner or "-")
+        expected = " / ".join(f"{e['seconds']:.1f} ({100 * e['off']:+.0f} %)" for e in row.get("expected", ()))
+        more = [expected or "-"] if forecast else []
+        table.add_row(row["name"], first, " / ".join(row.get("outcomes", ())), compiled, same, sooner or "-", *more)
     return table
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cluster import provenance
+from orchestrator.report.forecasts import foresee
 from orchestrator.report.page import html
 from orchestrator.report.tables import answers_table, compare_tokens, comparison_row, sweep_table, timeline_table
 
@@ -82,11 +83,13 @@ def write_batch(result: BatchResult, console: Console) -> dict[str, Any]:
 def write_sweep(folder: Path, cells: Sequence[dict[str, Any]], console: Console) -> dict[str, Any]:
     """Print the comparison of a sweep's cells, write sweep.json and report.html; returns the RESULT line's object."""
     rows = [comparison_row(cell) for cell in cells]
-    data = {"schema": "orchestrator.sweep/1", "ok": all(cell["result"]["ok"] for cell in cells), "cells": rows}
     compare_tokens(rows)
+    ok, forecast = all(cell["result"]["ok"] for cell in cells), foresee(rows, cells)
+    data = {"schema": "orchestrator.sweep/1", "ok": ok, "cells": rows, "forecast": forecast}
     (folder / "sweep.json").write_text(json.dumps(data, indent=2))
-    (folder / "report.html").write_text(html("Sweep", [cell["data"] for cell in cells], rows))
-    console.print(sweep_table(rows))
+    (folder / "report.html").write_text(html("Sweep", [cell["data"] for cell in cells], rows, forecast=forecast))
+    console.print(sweep_table(rows, forecast))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     keep = ("name", "ok", "first_token_s", "second_replica", "same_tokens", "tokens_as_stock", "speedup", "error")
-    return {**data, "cells": [{k: row[k] for k in keep if k in row} for row in rows], "report": str(folder)}
+    told = [{k: row[k] for k in keep if k in row} for row in rows]
+    return {**data, "cells": told, "report": str(folder)}

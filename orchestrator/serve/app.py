@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -86,18 +89,22 @@ def check_room(app: AppConfig, shape: ClusterShape) -> None:
         )
 
 
-def build(app: AppConfig, folders: dict[str, str]) -> Any:
+def build(app: AppConfig, folders: dict[str, str], foreseen: Mapping[str, float] = MappingProxyType({})) -> Any:
     """The application.
 
     Args:
         app: the checked configuration.
         folders: for each model's name what vLLM takes as `model`.
+        foreseen: for models how long a start takes, in seconds; `serve.start_s` where that is not known.
 
     Returns:
         What `serve.run` takes.
     """
     keys = read_keys(app.serve.api_keys_file, app.serve.host)
-    llms = [llm_config(cell, folders[cell.model.name]) for cell in cells(app)]
+    served = cells(app)
+    for cell in served:
+        cell.serve.start_s = foreseen.get(cell.model.name, cell.serve.start_s)
+    llms = [llm_config(cell, folders[cell.model.name]) for cell in served]
     entrance = ingress.build(keys, app.serve.max_body_kib << 10)
     options: dict[str, Any] = {"num_cpus": 0, **_runtime_env(app)}
     return serve.deployment(
@@ -108,7 +115,8 @@ def build(app: AppConfig, folders: dict[str, str]) -> Any:
         {llm.model_id: compat.get(table.METADATA)(llm.model_id, llm, facts(folders[llm.model_id])) for llm in llms},
         app=app,
         ahead=_ahead(app),
-        from_zero=any(cell.serve.min_replicas == 0 for cell in cells(app)),
+        sizes={cell.model.name: size(cell, folders[cell.model.name]) for cell in served},
+        from_zero=any(cell.serve.min_replicas == 0 for cell in served),
     )  # fmt: skip
 
 
@@ -170,6 +178,12 @@ def llm_config(app: AppConfig, folder: str) -> LLMConfig:
         runtime_env={"env_vars": plan.environment(app), **_runtime_env(app).get("runtime_env", {})},
         **ours,
     )
+
+
+def size(cell: AppConfig, folder: str) -> dict[str, int] | None:
+    """What a start of a model has to bring up: fields of `Size`; None: not known."""
+    found = models.size_of(folder, engine_args(cell))
+    return asdict(found) if found else None
 
 
 def _ahead(app: AppConfig) -> Ahead | None:

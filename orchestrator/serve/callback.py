@@ -6,13 +6,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from ray import serve
 
-from orchestrator import compat, config
+from orchestrator import compat, config, models
 from orchestrator.compat import table
 from orchestrator.engine.arguments import additional_config
 from orchestrator.engine.start import Start
@@ -118,7 +119,10 @@ class ReplicaStart:
         events, settings = self._supervisor.events, cache_settings(app, share=share)
         cache, others = GraphCacheClient(settings, self.name, events), MultiNode(settings, root, events)
         self._began = _launched()
-        self._start = Start(self.name, cache, events, root, began=self._began, others=others)
+        self._start = Start(
+            self.name, cache, events, root, began=self._began, others=others,
+            size=lambda: models.size_of(model, llm_config.engine_kwargs),
+        )  # fmt: skip
 
     def enter(self) -> None:
         """Prepare this process for vLLM."""
@@ -130,14 +134,20 @@ class ReplicaStart:
         serve_hook.install(self._supervisor, self._start)
 
     def progress(self) -> dict[str, Any]:
-        """How far it is, for the status board.
+        """How far it is, what it has to bring up, and whether its graphs are there, for the status board.
 
         Raises:
             OSError: its events cannot be read.
         """
-        seconds = time.monotonic() - self._began
-        phase = self._supervisor.phase()
-        return {"replica": self.name, "model": self.model_id, "phase": phase, "seconds": round(seconds, 1)}
+        size = self._start.size()
+        return {
+            "replica": self.name,
+            "model": self.model_id,
+            "phase": self._supervisor.phase(),
+            "seconds": round(time.monotonic() - self._began, 1),
+            "size": asdict(size) if size else None,
+            "restored": self._start.restored,
+        }
 
     def ready(self) -> StartReport:
         """The first token is there: the whole story."""

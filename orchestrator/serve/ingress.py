@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ray
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -24,9 +25,12 @@ from orchestrator.serve.auth import Gate
 from orchestrator.serve.model_cards import Card, CardList, card
 from orchestrator.serve.openai_errors import ComeBack, OpenAIHTTPException, add_handlers
 from orchestrator.serve.request_checks import check
+from orchestrator.serve.status_board import Board
 from orchestrator.serve.waiting_room import Full, Place, StartFailed, WaitingRoom
 from orchestrator.serve.warm_ahead import Ahead
 
+_DECIDED_S = 2.0  # until Ray Serve wants a replica, and has placed it
+_BOARD_S = 10.0
 _TRIES = 2  # a request whose replica died before it answered is asked once more
 
 
@@ -37,14 +41,24 @@ class Ingress(OpenAiIngress):
         app: the checked configuration.
         ahead: what makes nodes ready ahead of the autoscaler, if that is wanted.
         from_zero: some model may have no replica.
+        sizes: of the models: fields of `Size`; None: not known.
         arguments: Ray's.
     """
 
-    def __init__(self, *arguments: Any, app: AppConfig, ahead: Ahead | None, from_zero: bool, **more: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        app: AppConfig,
+        ahead: Ahead | None,
+        from_zero: bool,
+        sizes: Mapping[str, dict[str, int] | None],
+        **more: Any,
+    ) -> None:
         super().__init__(*arguments, **more)
         self._namespace, self._served = app.cluster.namespace, app.serve
         places = math.ceil(app.serve.max_held / app.serve.ingress_replicas)
-        self._room = WaitingRoom(app.serve.name, places, app.serve.start_s)
+        self._sizes = sizes
+        self._room = WaitingRoom(app.serve.name, places, app.serve.start_s, self._foreseen)
         beside = [ahead.run()] if ahead else []
         beside += [self._room.run()] if from_zero else []
         self._beside = [asyncio.get_running_loop().create_task(task) for task in beside]
@@ -120,6 +134,15 @@ class Ingress(OpenAiIngress):
         except StartFailed as failed:
             text = f"No replica of the model could start: {failed}"
             raise OpenAIHTTPException(503, text, "start_failed") from failed
+
+    def _foreseen(self, deployment: str) -> float | None:
+        """Seconds that a start takes, with what comes before it; None: nothing is known of that."""
+        named = {handle.deployment_id.name: model for model, handle in self._default_serve_handles.items()}
+        if (model := named.get(deployment)) is None:
+            return None  # the ingress itself
+        expected = Board.connect(self._namespace).expected.remote(model, self._sizes.get(model))
+        found = ray.get(expected, timeout=_BOARD_S)
+        return found and float(found["seconds"]) + _DECIDED_S
 
     def _waits(self, model: str) -> Place | None:
         handles = self._default_serve_handles

@@ -65,7 +65,7 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
         os.environ.setdefault(front.PATIENCE, front.PATIENCE_S)
     folders = application.prepare(app, say)
     with _ray_serve(app, say) as (app, url):
-        made = application.build(app, folders)
+        made = application.build(app, folders, _foreseen(app, folders))
         if app.fast_cold_start and app.cold_start.share_graphs:
             cache_settings(app)  # the registry, before the first replica asks for it
         try:
@@ -111,6 +111,18 @@ def _alone(app: AppConfig) -> Iterator[None]:
     finally:
         with suppress(RayError):  # a cluster that is gone has no claims; Ray may not end while a call is on its way
             ray.get(board.give_up.remote(who), timeout=_BOARD_S)
+
+
+def _foreseen(app: AppConfig, folders: dict[str, str]) -> dict[str, float]:
+    """How long starts take, for models of which the cluster knows that."""
+    board = Board.connect(app.cluster.namespace)
+    found: dict[str, float] = {}
+    for cell in application.cells(app):
+        name = cell.model.name
+        with suppress(RayError):  # the board is being restarted
+            expected = ray.get(board.expected.remote(name, application.size(cell, folders[name])), timeout=_BOARD_S)
+            found |= {name: expected["seconds"]} if expected else {}
+    return found
 
 
 def execute(app: AppConfig, say: Say) -> dict[str, Any]:

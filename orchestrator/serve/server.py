@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from ray.serve.llm.deployment import LLMServer
 
+from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import serve_hook
 from orchestrator.errors import EngineDeadError, one_line
 from orchestrator.serve import metrics
@@ -37,21 +40,25 @@ class Server(LLMServer):
         self._probes = 0
         await self._probe()
         report = self._start.ready()
-        told = metrics.keep_told(self._start.model_id, report)
-        self._metrics = asyncio.get_running_loop().create_task(told)
-        self._report = {"model": self._start.model_id, "since": time.time(), **report.as_dict()}
-        self._board.tell.remote(self._report)
+        self._report = {"model": self._start.model_id, "node": _node(), "since": time.time(), **report.as_dict()}
+        self._metrics = asyncio.get_running_loop().create_task(self._keep_told(report))
+
+    async def _keep_told(self, report: StartReport) -> None:
+        """Tell the board, and Prometheus: what the start was expected to take, and what it took."""
+        with suppress(RayError):  # the board is being restarted, and will be told again
+            self._report["expected"] = await self._board.tell.remote(self._report)
+        await metrics.keep_told(self._start.model_id, report, self._report.get("expected"))
 
     @contextmanager
     def _told(self, callback: FastColdStart) -> Iterator[None]:
         """Within, the board is told how far the start is: by a thread, for the start keeps the event loop busy."""
-        over = threading.Event()
+        over, node = threading.Event(), _node()
 
         def tell() -> None:
             while not over.wait(_TELL_S):
                 if callback.start is not None:
                     with suppress(OSError):  # its events cannot be read
-                        self._board.tell_start.remote(callback.start.progress())
+                        self._board.tell_start.remote({"node": node, **callback.start.progress()})
 
         thread = threading.Thread(target=tell, daemon=True)
         thread.start()
@@ -102,6 +109,10 @@ class Server(LLMServer):
         client = getattr(getattr(self, "engine", None), "_engine_client", None)
         if client is not None:
             await asyncio.to_thread(client.shutdown)
+
+
+def _node() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _has_tokens(item: Any) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 import ray
 
 from orchestrator.cluster.singletons import cluster_wide
+from orchestrator.serve.start_history import StartHistory
 
-NAME = "status-board-3"  # an older release on the same cluster has one that knows no starts
+NAME = "status-board-4"  # an older release on the same cluster has one that expects nothing
 _FORGET_S = 60.0  # a replica that has not been heard of for so long is gone
 _FORGET_START_S = 15.0  # it tells every second
 _CLAIM_S = 600.0  # by then Ray Serve lists the application, or the job is gone
@@ -27,16 +28,30 @@ class Board:
         self._reports: dict[str, dict[str, Any]] = {}
         self._starts: dict[str, dict[str, Any]] = {}
         self._heard: dict[str, float] = {}
+        self._history = StartHistory()
 
-    def tell(self, report: dict[str, Any]) -> None:
-        """A replica is ready, or still healthy; it tells every time, so that a restarted board knows it again."""
-        self._reports[report["replica"]] = report
-        self._starts.pop(report["replica"], None)
-        self._heard[report["replica"]] = time.monotonic()
+    def tell(self, report: dict[str, Any]) -> dict[str, float] | None:
+        """A replica is ready, or still healthy; it tells every time, so that a restarted board knows it again.
+
+        Returns:
+            What was expected of its start; None: nothing.
+        """
+        name = report["replica"]
+        start = self._starts.pop(name, {})
+        if name in self._reports:
+            report["expected"] = self._reports[name]["expected"]
+        else:
+            report["expected"] = start.get("expected") or report.get("expected")
+            self._history.add(report)
+        self._reports[name], self._heard[name] = report, time.monotonic()
+        expected: dict[str, float] | None = report["expected"]
+        return expected
 
     def tell_start(self, start: dict[str, Any]) -> None:
-        """A replica is starting: `replica`, `model`, `phase` (how far it is), `seconds` (since it began)."""
+        """A replica is starting: `ReplicaStart.progress`, and its `node`."""
         if start["replica"] not in self._reports:  # a late word; each name is in one of the two
+            where = {"node": start["node"], "restored": start["restored"]}
+            start["expected"] = self._history.expected(start["model"], start["size"], **where)
             self._starts[start["replica"]] = start
             self._heard[start["replica"]] = time.monotonic()
 
@@ -47,6 +62,10 @@ class Board:
     def starts(self) -> list[dict[str, Any]]:
         """All that are starting, the oldest first."""
         return self._lately(self._starts, _FORGET_START_S)
+
+    def expected(self, model: str, size: dict[str, int] | None) -> dict[str, float] | None:
+        """What a start of a model takes; see `StartHistory.expected`."""
+        return self._history.expected(model, size)
 
     def _lately(self, told: dict[str, dict[str, Any]], forget_s: float) -> list[dict[str, Any]]:
         now = time.monotonic()

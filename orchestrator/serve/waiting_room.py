@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.serve import controller
@@ -91,16 +92,20 @@ class WaitingRoom:
     Args:
         application: the Ray Serve application's name.
         most: how many may wait for a deployment.
-        start_s: how long a start takes, until one was seen.
+        start_s: how long a start takes, where nothing is known of it.
+        foresee: says how long, for a deployment; None: it does not know. Asked in a thread.
     """
 
-    def __init__(self, application: str, most: int, start_s: float) -> None:
-        self._application, self._most, self._guess = application, most, start_s
+    def __init__(
+        self, application: str, most: int, start_s: float, foresee: Callable[[str], float | None] = lambda name: None
+    ) -> None:
+        self._application, self._most, self._guess, self._foresee = application, most, start_s, foresee
         self._running: dict[str, int] = {}  # what is not known has replicas
         self._places: dict[str, set[Place]] = {}
         self._failed: dict[str, str] = {}  # why no replica starts
         self._began: dict[str, float] = {}  # when the first one came
         self._took: dict[str, float] = {}
+        self._foreseen: dict[str, float] = {}
 
     def enter(self, deployment: str) -> Place | None:
         """A request comes; None: there is nothing to wait for.
@@ -121,9 +126,10 @@ class WaitingRoom:
         return place
 
     def left_s(self, deployment: str) -> int:
-        """Whole seconds that a start still takes, by what the last one took; 0: it takes longer than that."""
+        """Whole seconds that a start still takes, as foreseen, or as long as the last one; 0: it takes longer."""
         now = time.monotonic()
-        return max(0, math.ceil(self._took.get(deployment, self._guess) - (now - self._began.get(deployment, now))))
+        whole = self._foreseen.get(deployment) or self._took.get(deployment, self._guess)
+        return max(0, math.ceil(whole - (now - self._began.get(deployment, now))))
 
     def left(self, place: Place, deployment: str, answered: bool) -> None:
         """A place is free."""
@@ -138,12 +144,14 @@ class WaitingRoom:
         """How many wait, for each deployment that is known to have no replica."""
         return {name: len(self._places.get(name, ())) for name, running in self._running.items() if not running}
 
-    def look(self, deployments: Mapping[str, Any]) -> None:
+    def look(self, deployments: Mapping[str, Any], foreseen: Mapping[str, float] = MappingProxyType({})) -> None:
         """Take note of how many replicas run, and of what failed.
 
         Args:
             deployments: of `serve.status()`.
+            foreseen: how long starts take, as far as that is known; seconds.
         """
+        self._foreseen |= foreseen
         self._running = {name: int(found.replica_states.get("RUNNING", 0)) for name, found in deployments.items()}
         for name in [name for name in self._began if self._running.get(name, 1)]:
             self._took[name] = time.monotonic() - self._began.pop(name)
@@ -158,7 +166,10 @@ class WaitingRoom:
         loop = asyncio.get_running_loop()
 
         def step() -> None:
-            loop.call_soon_threadsafe(self.look, controller.deployments(self._application))
+            found = controller.deployments(self._application)
+            idle = [name for name, its in found.items() if not its.replica_states.get("RUNNING", 0)]
+            foreseen = {name: seconds for name in idle if (seconds := self._foresee(name)) is not None}
+            loop.call_soon_threadsafe(self.look, found, foreseen)
 
         await repeat(step, _PERIOD_S, "how many replicas run is not known")
 

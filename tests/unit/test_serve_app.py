@@ -30,3 +30,17 @@ def test_the_front_has_as_many_replicas_as_asked(make_app) -> None:
     app = make_app("engine=fake", "model=tiny_llama", "serve.ingress_replicas=3")
     made = serve_app.build(app, {"tiny_llama": "/some/model"})._bound_deployment
     assert (made.name, made.num_replicas) == ("ingress", 3)
+
+
+def test_what_is_known_of_starts_is_the_policys_first_guess(make_app, monkeypatch) -> None:
+    made: list[float] = []
+    plain = serve_app.llm_config
+
+    def noting(app, folder):
+        made.append(app.serve.start_s)
+        return plain(app, folder)
+
+    monkeypatch.setattr(serve_app, "llm_config", noting)
+    app = make_app("engine=fake", "+serve.models={tiny_llama:{},tiny_qwen3:{}}", "serve.start_s=33")
+    serve_app.build(app, {"tiny_llama": "/a", "tiny_qwen3": "/b"}, {"tiny_qwen3": 7.5})
+    assert made == [33.0, 7.5]

@@ -30,11 +30,12 @@ def test_a_start_is_told_again_and_again_for_ray_forgets_it(monkeypatch: pytest.
         ("orchestrator_start_phase_seconds", 1.5, {"model": "m", "replica": "m#1", "phase": "plan"}),
         ("orchestrator_start_phase_seconds", 2.0, {"model": "m", "replica": "m#1", "phase": "weights"}),
         ("orchestrator_start_seconds", 3.5, {"model": "m", "replica": "m#1"}),
+        ("orchestrator_start_expected_seconds", 4.0, {"model": "m", "replica": "m#1"}),
         ("orchestrator_start_outcome", 1, {"model": "m", "replica": "m#1", "outcome": "hit"}),
     ]
 
     async def see_three() -> None:
-        task = asyncio.create_task(metrics.keep_told("m", report))
+        task = asyncio.create_task(metrics.keep_told("m", report, {"seconds": 4.0}))
         while len(told) < 3 * len(each):
             await asyncio.sleep(0)
         task.cancel()

@@ -13,7 +13,10 @@ def report(seconds: float) -> dict:
         {"name": "process", "start": 0.0, "seconds": seconds - 1},
         {"name": "weights", "start": 1, "seconds": 1.0},
     ]
-    return {"replica": "r<1>", "first_token_s": seconds, "receipt": {"outcome": "hit"}, "phases": phases}
+    return {
+        "replica": "r<1>", "model": "m", "node": "n", "first_token_s": seconds, "receipt": {"outcome": "hit"},
+        "phases": phases, "engine": {"compiled": 0}, "size": {"layers": 2, "weight_bytes": 0, "ranks": 1},
+    }  # fmt: skip
 
 
 def test_replicas_and_graphs_are_shown_and_escaped() -> None:
@@ -34,7 +37,8 @@ def test_an_empty_service_has_a_page_too() -> None:
 
 
 def test_a_start_is_shown_until_it_is_over_or_silent(monkeypatch) -> None:
-    board, start = Board(), {"model": "m", "phase": "after 'weights'", "seconds": 12.3}
+    board, start = Board(), {"model": "m", "node": "n", "phase": "after 'weights'", "seconds": 12.3}
+    start |= {"size": None, "restored": None}
     for name in ("a", "b"):
         board.tell_start({"replica": name, **start})
     page = status.page({"replicas": [], "graphs": [], "starting": board.starts()})
@@ -45,6 +49,23 @@ def test_a_start_is_shown_until_it_is_over_or_silent(monkeypatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: now + 30)  # b was killed
     assert not board.starts()
     assert [found["replica"] for found in board.replicas()] == ["a"]
+
+
+def test_what_a_start_is_expected_to_take_is_shown_then_and_afterwards() -> None:
+    board = Board()
+    assert board.tell({**report(8.0), "replica": "a"}) is None
+    start = {"replica": "b", "model": "m", "node": "n", "phase": "weights", "seconds": 3.0, "size": report(1.0)["size"]}
+    board.tell_start({**start, "restored": None})
+    board.tell_start({**start, "restored": True})
+    (shown,) = board.starts()
+    assert shown["expected"]["seconds"] == board.expected("m", None)["seconds"] > 0
+    assert ", 3 s so far, of about " in status.page({"replicas": [], "graphs": [], "starting": board.starts()})
+    told = {**report(9.0), "replica": "b"}
+    assert board.tell(told) == shown["expected"]
+    assert board.tell({**told, "expected": None}) == shown["expected"]  # as long as this board lives
+    assert Board().tell({**told, "expected": shown["expected"]}) == shown["expected"]  # and by a new one
+    page = status.page({"replicas": board.replicas(), "graphs": []})
+    assert f"{shown['expected']['seconds']:.1f} s" in page
 
 
 def test_a_replica_that_falls_silent_is_forgotten(monkeypatch) -> None:
