@@ -78,4 +78,5 @@ class BenchKind(Enum):
     contention = "contention"
     simulate = "simulate"
     autoscale = "autoscale"
+    autoscale_check = "autoscale_check"
     all = "all"

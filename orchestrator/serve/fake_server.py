@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ class FakeServer(LLMServer):
     """Answers with tokens that depend on the prompt alone; it does not stream.
 
     `engine.extra.fake_log` names a file that gets a line for each prompt that was asked; `engine.extra.fake_answer_s`
-    is how long an answer takes; `engine.extra.fake_fail=start` lets it fail.
+    is how long an answer takes, and `fake_token_s` each token of it; `fake_slots` answers are made at a time.
+    A start takes `fake_start_s`; `fake_fail=start` lets it fail.
     """
 
     async def start(self) -> None:
@@ -31,7 +33,10 @@ class FakeServer(LLMServer):
         given = self._llm_config.experimental_configs
         if given.get("fake_fail") == "start":
             raise RuntimeError("this fake engine was told to fail")
+        await asyncio.sleep(float(given.get("fake_start_s", 0.0)))
         log, self._answer_s = given.get("fake_log"), float(given.get("fake_answer_s", 0.0))
+        self._token_s, slots = float(given.get("fake_token_s", 0.0)), int(given.get("fake_slots", 0))
+        self._slots = asyncio.Semaphore(slots) if slots else nullcontext()
         self._log = os.open(Path(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else None
 
     async def completions(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
@@ -56,7 +61,8 @@ class FakeServer(LLMServer):
             "completion_tokens": tokens or fake.TOKENS,
             "total_tokens": 1 + (tokens or fake.TOKENS),
         }
-        await asyncio.sleep(self._answer_s)
+        async with self._slots:
+            await asyncio.sleep(self._answer_s + self._token_s * usage["completion_tokens"])
         yield kind(
             object=name, created=int(time.time()), model=self._llm_config.model_id, usage=usage,
             choices=[{"index": 0, "finish_reason": "length", **choice}],
