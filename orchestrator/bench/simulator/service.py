@@ -1,8 +1,7 @@
 """A service under an autoscaling policy, as discrete events: Ray Serve's real policy wrapper, made-up replicas.
 
 Left out: the router's mistakes (a request goes to the replica with the fewest), prefill (a slot answers at once), nodes
-that have to boot, starts that fail, and the ten seconds between reports of handles: the policy sees the mean of the
-last `look_back_period_s` as it is.
+that have to boot, and starts that fail.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from orchestrator.bench.simulator.traces import Trace
 from orchestrator.compat import table
 
 _TICK_S = 1.0
+_RECORD = 0.2  # of look_back_period_s: how often Ray Serve's handles take a sample
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,31 @@ class _Service:
         heapq.heappush(self._ends, (now + self._draw.lognormvariate(0, 0.5) * self.like.answer_s, self._count, replica))
 
 
+class _Reports:
+    """What Ray Serve's controller knows of the load: a handle's samples, which it reports now and then.
+
+    Their mean begins where each replica has been sampled, so that a new replica makes the window shorter.
+    """
+
+    def __init__(self, config: AutoscalingConfig) -> None:
+        self.load = 0.0
+        self._config = config
+        self._samples: deque[tuple[float, int]] = deque()
+        self._next_sample = self._next_report = 0.0
+
+    def look(self, now: float, service: _Service) -> None:
+        if now >= self._next_sample:
+            self._next_sample = now + _RECORD * self._config.look_back_period_s
+            self._samples.append((now, service.ongoing()))
+        if now >= self._next_report:
+            self._next_report = now + self._config.metrics_interval_s
+            newest = max((replica.ready for replica in service.running(now)), default=0.0)
+            since = min(max(now - self._config.look_back_period_s, newest), self._samples[-1][0])
+            while self._samples[0][0] < since:
+                self._samples.popleft()
+            self.load = sum(load for _, load in self._samples) / len(self._samples)
+
+
 def simulate(
     policy: Callable[[Any], Any], config: AutoscalingConfig, trace: Trace, like: Replicas, seed: int
 ) -> Outcome:
@@ -148,7 +173,7 @@ def simulate(
     arrivals = trace.arrivals(seed)
     target, grew = config.min_replicas, 0
     state: dict[str, Any] = {}
-    seen: deque[int] = deque(maxlen=round(config.look_back_period_s / _TICK_S))
+    seen = _Reports(config)
     wrapped = compat.get(table.SCALING)(policy)  # with Ray Serve's delays and factors
     coming = next(arrivals, float("inf"))
     with _clock() as clock:
@@ -159,10 +184,10 @@ def simulate(
                 service.arrive(coming)
                 coming = next(arrivals, float("inf"))
             service.until(clock.now)
-            seen.append(service.ongoing())
+            seen.look(clock.now, service)
             service.outcome.replica_s += len(service.replicas) * _TICK_S
-            running, load = len(service.running(clock.now)), sum(seen) / len(seen)
-            wanted, state = wrapped(_context(clock.now, running, target, load, state, config))
+            running = len(service.running(clock.now))
+            wanted, state = wrapped(_context(clock.now, running, target, seen.load, state, config))
             wanted = min(max(round(wanted), config.min_replicas), config.max_replicas)
             if wanted != target:
                 turned = 1 if wanted > target else -1
