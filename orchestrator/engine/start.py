@@ -112,7 +112,7 @@ class Start:
         self.replica = replica
         self.size = size
         self.receipt = Receipt(Outcome.stock)
-        self.restored: bool | None = None  # not known yet
+        self.restored: bool | None = None  # not known yet, or nothing is shared
         self._cache, self._events, self._root, self._others = cache, events, cache_root, others
         self._began = time.monotonic() if began is None else began
         self._first_token_at: float | None = None
@@ -131,13 +131,13 @@ class Start:
     def restore(self, compile_key: Callable[[], CompileKey]) -> bool:
         """Install the graphs for a compile key; are they there now? Does not raise, whatever `compile_key` does."""
         self.receipt = self._restored(compile_key)
-        self.restored = self.receipt.restored
+        self.restored = None if self.receipt.outcome is Outcome.stock else self.receipt.restored
         if self._others:
             try:
                 self._others.prepare(self.receipt.key if self.receipt.restored else "")
             except Exception as error:  # ranks there compile, or fail and say so
                 self._note(f"the other nodes are not ready: {one_line(error)}")
-        return self.restored
+        return self.receipt.restored
 
     def first_token(self) -> None:
         """The engine has generated a token."""

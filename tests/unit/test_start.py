@@ -234,3 +234,15 @@ def test_the_hosts_say_nothing_twice() -> None:
     runs = [{tuple(text[i : i + 6]) for i in range(len(text) - 5)} for text in lines]
     assert not runs[0] & (runs[1] | runs[2])
     assert not runs[1] & runs[2]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [(Outcome.hit, True), (Outcome.compiled, False), (Outcome.failed, False), (Outcome.stock, None)],
+)
+def test_a_start_says_whether_its_graphs_are_there(outcome: Outcome, told: bool | None, tmp_path: Path) -> None:
+    cache = SimpleNamespace(restore=lambda *_: Receipt(outcome))
+    start = Start("r", cache, timeline.EventLog(tmp_path / "events"), tmp_path)  # type: ignore[arg-type]
+    assert start.restored is None
+    start.restore(lambda: CompileKey({"model": "m"}))
+    assert start.restored is told
