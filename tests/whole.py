@@ -103,6 +103,9 @@ LONG: dict[str, tuple[str, ...]] = {
     "measures first, with up to eight replicas at once": (
         "ray/test_sweeps.py::test_large_clusters_are_simulated_from_what_is_measured",
     ),
+    "two services, a minute of load each; tests/unit/test_autoscale_check.py has the counting": (
+        "ray/test_sweeps.py::test_the_simulated_service_is_set_beside_a_real_one",
+    ),
 }
 NAMES = frozenset(name for names in LONG.values() for name in names)
 

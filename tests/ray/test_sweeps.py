@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.footprint import Footprint
+from tests.ray.ray_nodes import free_port
 from tests.ray.test_jobs import FAKE, job
 from tests.unit import own_folder
 from tests.unit.commands import ROOT, check_schema, finish
@@ -72,4 +73,20 @@ def test_large_clusters_are_simulated_from_what_is_measured(mine: Footprint) -> 
     assert all(row["measured_s"] > 0 and row["simulated_s"] > 0 for row in checks)
     assert {row["without"] for row in data["rows"]} == {"-", "placement", "registry", "network", "install", "turns"}
     assert min(data["summary"]["constants_ms"].values()) >= 0
+    mine.check()
+
+
+def test_the_simulated_service_is_set_beside_a_real_one(mine: Footprint) -> None:
+    out = mine.folder / "out"
+    bench = ["bench=autoscale_check", *FAKE, "bench.seconds=60", "bench.starts_s=[1]", f"serve.port={free_port()}"]
+    code, _, err = finish(job("bench", *bench, f"hydra.run.dir={out}", mine=mine))
+    assert code == 0, err  # every request was answered
+    data = json.loads((out / "bench.json").read_text())
+    check_schema("bench", data)
+    ways = [(row["way"], row["policy"]) for row in data["rows"]]
+    assert ways == [(way, policy) for policy in ("reactive", "ahead") for way in ("service", "simulated")]
+    for real, made in zip(data["rows"][::2], data["rows"][1::2], strict=True):
+        assert real["requests"] == made["requests"] > 60
+        assert real["measured_start_s"] >= 1.0
+        assert real["replica_seconds"] >= 59
     mine.check()
