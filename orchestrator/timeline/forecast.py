@@ -137,39 +137,15 @@ class Forecast:
         asked = Seen(size, compiled, fresh, {})
         if own := _own(self._seen, asked):
             return _interval(own, _factor(self._own_errors) or _factor(self._errors))
-        return _interval(self._fitted(asked), _factor(self._errors))
-
-    def _fitted(self, asked: Seen) -> float:
-        parts = [part for part in _PARTS if part.counts(asked)]
-        return sum(float(self._fit(part) @ part.features(asked)) for part in parts)
-
-    def _fit(self, part: _Part) -> np.ndarray:
-        """Seconds for each feature, none below zero."""
-        prior, spread = np.array(part.prior).T
-        seen = [s for s in self._seen if part.counts(s)]
-        rows = np.array([part.features(s) for s in seen]).reshape(len(seen), len(prior))
-        took = np.array([sum(v for name, v in s.phases.items() if part.phases(name)) for s in seen])
-        weight = 1 / np.array([_NOISE[0] + _NOISE[1] * s.seconds for s in seen])
-        free = np.ones(len(prior), bool)
-        while True:
-            a = rows[:, free] * weight[:, None]
-            sure = np.diag(spread[free] ** -2)
-            found = np.linalg.solve(a.T @ a + sure, a.T @ (took * weight) + sure @ prior[free])
-            if (found >= 0).all():
-                break
-            free[np.flatnonzero(free)[int(found.argmin())]] = False
-        fit = np.zeros(len(prior))
-        fit[free] = found
-        return fit
+        return _interval(_fitted(self._seen, asked), _factor(self._errors))
 
     @cached_property
     def _errors(self) -> list[float]:
         """Of what would have been expected of each start, had no start of its size been seen."""
         found = []
         for size in {seen.size for seen in self._seen}:
-            others = Forecast([seen for seen in self._seen if seen.size != size])
-            if others._seen:
-                found += [_error(s.seconds, others._fitted(s)) for s in self._seen if s.size == size]
+            if others := [seen for seen in self._seen if seen.size != size]:
+                found += [_error(s.seconds, _fitted(others, s)) for s in self._seen if s.size == size]
         return found
 
     @cached_property
@@ -180,6 +156,31 @@ class Forecast:
             if own := _own(self._seen[:i] + self._seen[i + 1 :], seen):
                 found.append(_error(seen.seconds, own))
         return found
+
+
+def _fitted(seen: Sequence[Seen], asked: Seen) -> float:
+    parts = [part for part in _PARTS if part.counts(asked)]
+    return sum(float(_fit(seen, part) @ part.features(asked)) for part in parts)
+
+
+def _fit(seen: Sequence[Seen], part: _Part) -> np.ndarray:
+    """Seconds for each feature, none below zero."""
+    prior, spread = np.array(part.prior).T
+    told = [s for s in seen if part.counts(s)]
+    rows = np.array([part.features(s) for s in told]).reshape(len(told), len(prior))
+    took = np.array([sum(v for name, v in s.phases.items() if part.phases(name)) for s in told])
+    weight = 1 / np.array([_NOISE[0] + _NOISE[1] * s.seconds for s in told])
+    free = np.ones(len(prior), bool)
+    while True:
+        a = rows[:, free] * weight[:, None]
+        sure = np.diag(spread[free] ** -2)
+        found = np.linalg.solve(a.T @ a + sure, a.T @ (took * weight) + sure @ prior[free])
+        if (found >= 0).all():
+            break
+        free[np.flatnonzero(free)[int(found.argmin())]] = False
+    fit = np.zeros(len(prior))
+    fit[free] = found
+    return fit
 
 
 def _own(seen: Sequence[Seen], asked: Seen) -> float:
