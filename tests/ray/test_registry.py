@@ -22,6 +22,7 @@ from orchestrator.graph_cache.registry import Registry
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
 from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.graph_cache.store import Store
+from orchestrator.serve import status_board
 from orchestrator.serve.status_board import Board
 from orchestrator.timeline import EventLog
 from tests.waiting import HANG_S, wait_for
@@ -468,7 +469,7 @@ def test_what_stays_for_later_jobs_can_be_ended(local_ray: None, tmp_path: Path,
     assert main.main(["cache", "stop", "--namespace", mine]) == 0
     said = capsys.readouterr().out
     assert "graph-registry-" in said
-    assert "status-board-3 ended" in said
+    assert f"{status_board.NAME} ended" in said
     wait_for(lambda: not registry_actor.running(mine))
     assert len(registry_actor.running(other)) == 1
     assert ray.get(stranger.replicas.remote()) == []
