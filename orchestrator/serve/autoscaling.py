@@ -39,7 +39,8 @@ class History:
 
     def __init__(self, step_s: float, length: int) -> None:
         self.step_s = step_s
-        self.values: deque[float] = deque(maxlen=length)
+        self.values: list[float] = []  # at most `length`
+        self._length = length
         self.period = 0  # in steps; 0: none is known
         self._sum, self._count, self._until = 0.0, 0, 0.0
 
@@ -49,6 +50,7 @@ class History:
         while now >= self._until:
             mean = self._sum / self._count if self._count else load
             self.values.append(mean)
+            del self.values[: -self._length]
             self._sum, self._count, self._until = 0.0, 0, self._until + self.step_s
         self._sum, self._count = self._sum + load, self._count + 1
 
@@ -75,9 +77,9 @@ class History:
         """The load that earlier periods had from `first_s` to `last_s` seconds after this moment; None: no period."""
         if not self.period or last_s >= self.period * self.step_s:
             return None
-        values, first, last = list(self.values), round(first_s / self.step_s), math.ceil(last_s / self.step_s)
-        begins = [len(values) - back * self.period + first for back in (1, 2, 3)]
-        seen = [values[begin : begin + last - first + 1] for begin in begins if begin >= 0]
+        first, last = round(first_s / self.step_s), math.ceil(last_s / self.step_s)
+        begins = [len(self.values) - back * self.period + first for back in (1, 2, 3)]
+        seen = [self.values[begin : begin + last - first + 1] for begin in begins if begin >= 0]
         same = [sum(at) / len(at) for at in zip(*seen, strict=False)]  # chance is no part of what repeats
         return max(same, default=None)
 
@@ -96,6 +98,7 @@ class AheadPolicy:
         self._histories = [History(*scale) for scale in _SCALES]
         self._points = History(*_TREND)
         self._level = self._seen = self._looked = self._changing = 0.0
+        self._line: tuple[list[float], float] = [], 0.0  # points, and their slope
         self._falling: float | None = None  # since when fewer replicas have been asked for
 
     @property
@@ -171,18 +174,24 @@ class AheadPolicy:
         return None
 
     def _trend(self, ahead_s: float) -> float:
-        """A line through the last minutes, where it goes up for sure; else 0."""
+        """The load some time ahead, by a line through the last minutes, where it goes up for sure; else 0."""
         since = int((self._seen - self._changing) / _TREND[0])  # a jump is no trend
-        recent = np.array(list(self._points.values)[-since:] if since > 0 else [])
-        if len(recent) < _TREND[1] // 4:
-            return 0.0
-        steps = np.arange(len(recent)) - (len(recent) - 1) / 2
-        slope = float((steps * recent).sum() / (steps**2).sum())
-        off = recent - recent.mean() - slope * steps
-        error = math.sqrt(float((off**2).sum()) / (len(recent) - 2) / float((steps**2).sum()))
-        if slope <= _SURE * error:
-            return 0.0
-        return min(self._level + slope * ahead_s / _TREND[0], _STEEP * max(self._level, 1.0))
+        recent = self._points.values[-since:] if since > 0 else []
+        if self._line[0] != recent:  # it changes only now and then
+            self._line = recent, _slope(np.array(recent))
+        slope = self._line[1]
+        return min(self._level + slope * ahead_s / _TREND[0], _STEEP * max(self._level, 1.0)) if slope else 0.0
+
+
+def _slope(recent: np.ndarray) -> float:
+    """For each step, by least squares; 0: there are too few, or it does not go up for sure."""
+    if len(recent) < _TREND[1] // 4:
+        return 0.0
+    steps = np.arange(len(recent)) - (len(recent) - 1) / 2
+    slope = float((steps * recent).sum() / (steps**2).sum())
+    off = recent - recent.mean() - slope * steps
+    error = math.sqrt(float((off**2).sum()) / (len(recent) - 2) / float((steps**2).sum()))
+    return slope if slope > _SURE * error else 0.0
 
 
 def settings(serve: ServeConfig) -> dict[str, Any]:

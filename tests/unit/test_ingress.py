@@ -19,7 +19,7 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard as VLLMCard
 from vllm.exceptions import VLLMValidationError
 
 from orchestrator.config import ServeConfig
-from orchestrator.serve import ingress, server
+from orchestrator.serve import ingress
 from orchestrator.serve.auth import Gate, _digest
 from orchestrator.serve.ingress import Ingress
 from orchestrator.serve.model_cards import card, facts
@@ -220,21 +220,3 @@ def test_models_are_listed_as_vllm_serve_lists_them() -> None:
     assert found["metadata"] == {"model_id": "a", "input_modality": "text", "max_request_context_length": 1024}
     adapter = card(SimpleNamespace(id="a:french", owned_by="us", permission=[], metadata=metadata))
     assert adapter.parent == "a"
-
-
-@pytest.mark.parametrize(
-    ("item", "works"),
-    [
-        ('data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"a"}}]}\n\n', True),
-        (['data: {"id":"x","choices": [{"index":0,"text":"a"}]}\n\n'], True),
-        ('data: {"error":{"message":"no such parameter","code":400}}\n\n', False),
-        ('data: {"id":"x","choices":[],"usage":{}}\n\n', False),
-        ("data: [DONE]\n\n", False),
-        (SimpleNamespace(choices=[1]), True),
-        (SimpleNamespace(data=[1]), True),
-        (SimpleNamespace(error=SimpleNamespace(message="bad")), False),
-        (SimpleNamespace(tokens=[1, 2], count=2), False),
-    ],
-)
-def test_only_what_the_engine_worked_for_says_that_it_lives(item: Any, works: bool) -> None:
-    assert server._has_tokens(item) is works

@@ -75,8 +75,8 @@ class PlainLLM:
 
     made: ClassVar[list[PlainLLM]] = []
 
-    def __init__(self, config: SimpleNamespace) -> None:
-        self.running, self.config = False, config
+    def __init__(self, config: SimpleNamespace, stat_loggers: list[Any]) -> None:
+        self.running, self.config, self.stat_loggers = False, config, stat_loggers
         PlainLLM.made.append(self)
         self.compile(config.events)
         self.running = True

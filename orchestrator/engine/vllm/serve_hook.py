@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from orchestrator import compat
@@ -29,7 +30,11 @@ def hosting(plain: Any, supervisor: Supervisor, start: Start) -> Any:
     """`plain`, an engine class that starts when it is made from a configuration, with our start around that."""
 
     class SharedGraphLLM(plain):  # type: ignore[misc]
+        last_token = 0.0  # when any request got one, by the monotonic clock
+
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+            if compat.on(features.HEALTH):
+                kwargs["stat_loggers"] = [*(kwargs.get("stat_loggers") or ()), self._stat_logger]
             supervisor.events.mark("plan")
             if (log := getattr(vllm_config, "logging_config", None)) is not None:  # older ones have none
                 # Ray makes a GPU's configuration in another process, which has not got our environment
@@ -42,6 +47,22 @@ def hosting(plain: Any, supervisor: Supervisor, start: Start) -> Any:
             receipt = start.receipt
             reason = f" ({receipt.reason})" if receipt.reason else ""
             logger.info("%s: graph cache %s%s", start.replica, receipt.outcome.value, reason)
+
+        def _stat_logger(self, vllm_config: Any, engine_index: int = 0) -> Any:
+            engine = self
+
+            class Noted(compat.get(table.STAT_LOGGER)):  # type: ignore[misc]
+                def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+                    pass
+
+                def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
+                    if getattr(iteration_stats, "num_generation_tokens", 0):
+                        engine.last_token = time.monotonic()
+
+                def log_engine_initialized(self) -> None:
+                    pass
+
+            return Noted(vllm_config, engine_index)
 
         def shutdown(self, timeout: float | None = None) -> None:
             supervisor.note_segments()
