@@ -31,7 +31,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         f"model={MODEL}", "graph_cache=per_run", f"serve.api_keys_file={folder}/keys", "serve.min_replicas=1",
         "serve.max_replicas=2", "serve.target_ongoing_requests=2", "serve.upscale_delay_s=0.5",
         "serve.downscale_delay_s=600", "serve.autoscaling=ahead", "serve.health_period_s=2", "cluster.num_cpus=4",
-        "engine.kv_cache_gib=0.25",
+        "engine.kv_cache_gib=0.25", "serve.drain_s=600",
     ]  # fmt: skip
     with served(folder, *words, key=KEY) as made:
         yield made
