@@ -18,15 +18,13 @@ from orchestrator.serve.autoscaling import AheadPolicy, settings
 
 def measure(app: AppConfig, say: Say) -> BenchResult:
     """Every load with every start time, under both policies; each of `bench.rounds` is a seed."""
-    config = AutoscalingConfig(**settings(app.serve))
     rows: list[dict[str, Any]] = []
     for seed in range(app.bench.rounds):
         for trace in traces(seed):
             for start_s in app.bench.starts_s:
                 like = Replicas(start_s, app.engine.max_num_seqs)
                 for policy in Autoscaling:
-                    scales = AheadPolicy(start_s) if policy is Autoscaling.ahead else default_autoscaling_policy
-                    rows.append(_row(policy, trace, start_s, seed, simulate(scales, config, trace, like, seed)))
+                    rows.append(_row(policy, trace, start_s, seed, simulated(app, policy, start_s, trace, like, seed)))
             say("bench", f"seed {seed}, {trace.name}")
     summary = {
         "requests": _total(rows, "requests")["reactive"],
@@ -42,6 +40,16 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     }
     plots = (Plot("Requests whose first token came late", "misses", ("load", "policy"), "start_s"),)
     return BenchResult("autoscale", summary, rows, provenance.machine(), plots=plots)
+
+
+def simulated(app: AppConfig, policy: Autoscaling, guess_s: float, trace: Trace, like: Replicas, seed: int) -> Outcome:
+    """Let a load meet one of the two policies, with the service's own delays and bounds; see `simulate`.
+
+    Args:
+        guess_s: how long a start takes, for `ahead` until it has seen one.
+    """
+    scales = AheadPolicy(guess_s) if policy is Autoscaling.ahead else default_autoscaling_policy
+    return simulate(scales, AutoscalingConfig(**settings(app.serve)), trace, like, seed)
 
 
 def _row(policy: Autoscaling, trace: Trace, start_s: float, seed: int, found: Outcome) -> dict[str, Any]:

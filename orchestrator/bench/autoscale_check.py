@@ -16,18 +16,15 @@ from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
-from ray.serve.autoscaling_policy import default_autoscaling_policy
-from ray.serve.config import AutoscalingConfig
-
+from orchestrator.bench.autoscale import simulated
 from orchestrator.bench.open_load import Ask, ask
 from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult, Plot
-from orchestrator.bench.simulator.service import Outcome, Replicas, simulate
+from orchestrator.bench.simulator.service import Outcome, Replicas
 from orchestrator.bench.simulator.traces import Trace
 from orchestrator.cluster import provenance
 from orchestrator.config import AppConfig, Autoscaling, EngineKind
 from orchestrator.progress import Say
-from orchestrator.serve.autoscaling import AheadPolicy, settings
 from orchestrator.serve.controller import model_states
 from orchestrator.serve.launch import serving
 
@@ -47,8 +44,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
                 about = {"policy": policy.value, "start_s": start_s, "round": seed}
                 real, took_s, failed = _service(app, policy, start_s, trace, seed, say)
                 like = Replicas(took_s, app.engine.max_num_seqs)
-                scales = AheadPolicy(start_s) if policy is Autoscaling.ahead else default_autoscaling_policy
-                made = simulate(scales, AutoscalingConfig(**settings(app.serve)), trace, like, seed)
+                made = simulated(app, policy, start_s, trace, like, seed)
                 rows.append(_row("service", about, real, took_s, failed))
                 rows.append(_row("simulated", about, made, took_s, 0))
                 say("bench", f"{policy.value}, {start_s:g} s: {_against(rows[-2:])}")

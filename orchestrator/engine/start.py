@@ -95,7 +95,7 @@ class Start:
         cache_root: where graphs are installed, and where vLLM saves them.
         began: when it began on this node, by the monotonic clock; default: now.
         others: the replica's other nodes, if it has some.
-        size: says what it has to bring up, as far as that is known by then.
+        size: says what it has to bring up; while the hub's files come it grows, so it is asked anew each time.
     """
 
     def __init__(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.middleware import Middleware
@@ -140,9 +141,11 @@ class Ingress(OpenAiIngress):
         named = {handle.deployment_id.name: model for model, handle in self._default_serve_handles.items()}
         if (model := named.get(deployment)) is None:
             return None  # the ingress itself
-        expected = Board.connect(self._namespace).expected.remote(model, self._sizes.get(model))
-        found = ray.get(expected, timeout=_BOARD_S)
-        return found and float(found["seconds"]) + _DECIDED_S
+        with suppress(RayError):  # the board is being restarted
+            expected = Board.connect(self._namespace).expected.remote(model, self._sizes.get(model))
+            if found := ray.get(expected, timeout=_BOARD_S):
+                return float(found["seconds"]) + _DECIDED_S
+        return None
 
     def _waits(self, model: str) -> Place | None:
         handles = self._default_serve_handles

@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from orchestrator.serve import controller
@@ -144,14 +143,16 @@ class WaitingRoom:
         """How many wait, for each deployment that is known to have no replica."""
         return {name: len(self._places.get(name, ())) for name, running in self._running.items() if not running}
 
-    def look(self, deployments: Mapping[str, Any], foreseen: Mapping[str, float] = MappingProxyType({})) -> None:
+    def expect(self, foreseen: Mapping[str, float]) -> None:
+        """Take note of how long starts take, in seconds, as far as that is known."""
+        self._foreseen |= foreseen
+
+    def look(self, deployments: Mapping[str, Any]) -> None:
         """Take note of how many replicas run, and of what failed.
 
         Args:
             deployments: of `serve.status()`.
-            foreseen: how long starts take, as far as that is known; seconds.
         """
-        self._foreseen |= foreseen
         self._running = {name: int(found.replica_states.get("RUNNING", 0)) for name, found in deployments.items()}
         for name in [name for name in self._began if self._running.get(name, 1)]:
             self._took[name] = time.monotonic() - self._began.pop(name)
@@ -168,8 +169,9 @@ class WaitingRoom:
         def step() -> None:
             found = controller.deployments(self._application)
             idle = [name for name, its in found.items() if not its.replica_states.get("RUNNING", 0)]
+            loop.call_soon_threadsafe(self.look, found)
             foreseen = {name: seconds for name in idle if (seconds := self._foresee(name)) is not None}
-            loop.call_soon_threadsafe(self.look, found, foreseen)
+            loop.call_soon_threadsafe(self.expect, foreseen)
 
         await repeat(step, _PERIOD_S, "how many replicas run is not known")
 

@@ -58,13 +58,15 @@ def test_what_is_foreseen_counts_more_than_the_last_start(monkeypatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     room = WaitingRoom("app", most=0, start_s=60.0)
-    room.look(deployments(0), {MODEL: 12.4})
-    room.look(deployments(0))  # the status board did not answer
+    room.look(deployments(0))
+    room.expect({MODEL: 12.4})
+    room.expect({})  # the status board did not answer
     with pytest.raises(Full) as full:
         room.enter(MODEL)
     assert full.value.retry_after_s == 13
     room.look(deployments(1))
-    room.look(deployments(0), {MODEL: 8.0})
+    room.look(deployments(0))
+    room.expect({MODEL: 8.0})
     with pytest.raises(Full) as full:
         room.enter(MODEL)
     assert full.value.retry_after_s == 8
