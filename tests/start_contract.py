@@ -19,6 +19,7 @@ from orchestrator import timeline
 from orchestrator.engine.start_report import StartReport
 from orchestrator.errors import EngineStartError, OrchestratorError
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
+from orchestrator.weights.transfer import Brought
 
 
 class Planted(Exception):
@@ -69,11 +70,28 @@ class Others:
         self.asked.append("clean")
 
 
+@dataclass
+class Files:
+    """A model that comes to the replica's node."""
+
+    path: str = "m"
+    brought: Brought | None = None
+    asked: list[str] = field(default_factory=list)
+
+    def configuration(self) -> None:
+        self.asked.append("configuration")
+
+    def all(self) -> None:
+        self.asked.append("all")
+        self.brought = Brought(origin_bytes=1)
+
+
 class Host(Protocol):
     """One start of a host's, over fakes or over vLLM."""
 
     cache: Cache
     others: Others
+    files: Files
     events: timeline.EventLog
 
     def target(self, step: str) -> tuple[Any, str]:
@@ -90,8 +108,9 @@ class Host(Protocol):
 
 
 def step_of(host: Host, step: str, own: Mapping[str, tuple[Any, str]]) -> tuple[Any, str]:
-    """A host's own way to take a step; cache and other nodes have methods of the steps' names."""
-    return own.get(step) or (host.cache if step in ("restore", "publish") else host.others, step)
+    """A host's own way to take a step; cache, other nodes and model files have methods of the steps' names."""
+    owner: Any = host.cache if step in ("restore", "publish") else host.others
+    return own.get(step) or (host.files if step in ("configuration", "all") else owner, step)
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,10 @@ POINTS = (
     Point("prepare", "before", reason="the other nodes are not ready: Planted"),
     Point("prepare", "before", outcome=Outcome.hit, reason="the other nodes are not ready: Planted", restored=True),
     Point("prepare", "after", outcome=Outcome.hit, reason="the other nodes are not ready: Planted", restored=True),
+    Point("configuration", "before", fails=True),
+    Point("configuration", "after", fails=True),
+    Point("all", "before", fails=True),
+    Point("all", "after", fails=True, restored=True),
     Point("begin", "before", fails=True),
     Point("begin", "after", fails=True),
     Point("build", "before", fails=True),

@@ -160,6 +160,7 @@ def _stop(options: argparse.Namespace) -> int:
     from orchestrator.cluster import singletons
     from orchestrator.graph_cache import registry_actor
     from orchestrator.serve import status_board
+    from orchestrator.weights import directory, node
 
     try:
         ray.init(options.address, namespace=options.namespace, log_to_driver=False, logging_level="ERROR")
@@ -167,7 +168,8 @@ def _stop(options: argparse.Namespace) -> int:
         text = f"No Ray cluster at --address={options.address}: {one_line(error)}"
         raise OrchestratorError(text, hint="Start one with `ray start --head`, or set RAY_ADDRESS.") from error
     try:
-        names = singletons.end(options.namespace, (registry_actor.NAME, status_board.NAME))
+        ours = (registry_actor.NAME, status_board.NAME, directory.NAME, node.NAME)
+        names = singletons.end(options.namespace, ours)
     finally:
         ray.shutdown()
     console.print("\n".join(f"{name} ended" for name in names) or f"Nothing of ours in namespace {options.namespace}.")

@@ -38,6 +38,7 @@ from orchestrator.config.groups import (
     SuiteEntry,
     SweepConfig,
     WarmConfig,
+    WeightsConfig,
     WorkloadConfig,
 )
 from orchestrator.errors import ConfigError
@@ -69,6 +70,7 @@ __all__ = [
     "SuiteEntry",
     "SweepConfig",
     "WarmConfig",
+    "WeightsConfig",
     "WorkloadConfig",
     "load",
     "places",
@@ -83,6 +85,7 @@ class AppConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     graph_cache: GraphCacheConfig = field(default_factory=GraphCacheConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -97,7 +100,8 @@ class AppConfig:
     search_path: list[str] = field(default_factory=list)  # filled in by `load`: the user's own folders like conf/
 
 
-# Settings that say where files are. graph_cache.node_folder is not among them: each node reads its own `~` in it.
+# Settings that say where files are. graph_cache.node_folder and weights.folder are not among them: each node reads
+# its own `~` in them.
 _PATHS = (
     "state_dir", "upload", "graph_cache.store", "graph_cache.key_file", "batch.input", "batch.output",
     "serve.api_keys_file",

@@ -79,4 +79,5 @@ class BenchKind(Enum):
     simulate = "simulate"
     autoscale = "autoscale"
     autoscale_check = "autoscale_check"
+    weights = "weights"
     all = "all"

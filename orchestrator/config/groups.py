@@ -70,6 +70,7 @@ class ColdStartConfig:
     share_graphs: bool = True
     quick_cpu_probe: bool = True  # with preload: ask the compiler for its flags, build no programs to see what runs
     short_profile: bool = True  # with preload, on CPU: graphs restored, KV-cache size set: profile a few tokens only
+    share_weights: bool = False  # a model's origin is read once; nodes get its files from each other; see WeightsConfig
     prefetch_nodes: int = 8  # made ready ahead of replicas: vLLM imported, newest graphs installed; 0: none
     preload: bool = True  # fork replicas and their engine's processes from one process per node that imported vLLM
 
@@ -87,6 +88,18 @@ class GraphCacheConfig:
     max_served_mib: int = 1024  # of the object store, for what the registry serves
     node_folder: str = "${state_dir}/installed"  # shared by a node's replicas; `$NAME` is the node's own
     max_node_mib: int = 4096
+
+
+@dataclass
+class WeightsConfig:
+    """Bounds for `cold_start.share_weights`."""
+
+    folder: str = "${state_dir}/weights"  # where each node keeps models; `$NAME` is the node's own
+    max_gib: float = 500.0  # of models that a node keeps: the least recently used goes first, and none in use
+    piece_mib: int = 16  # what is fetched, checked and fetched again as one
+    in_flight_mib: int = 128  # of a node's object store, for pieces that come and go
+    origin_readers: int = 16  # pieces that the cluster reads from the origin at a time
+    piece_timeout_s: float = 60.0  # then a piece is asked for elsewhere
 
 
 @dataclass
@@ -137,6 +150,7 @@ class BenchConfig:
     nodes: list[int] = field(default_factory=lambda: [10, 100, 1000])  # of a simulated cluster
     replicas_per_node: int = 10
     cores_per_node: int = 16
+    origin_mb_per_s: float = 200.0  # what a model's origin sends, all readers together; 0: as fast as it goes
     boot_s: float = 0.0  # until a simulated node is there
     starts_s: list[float] = field(default_factory=lambda: [5.0, 30.0, 120.0])  # of a simulated service's replicas
     suite: list[SuiteEntry] = field(default_factory=list)  # of kind=all

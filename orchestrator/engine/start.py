@@ -1,9 +1,9 @@
-"""A replica's start: restore -> launch -> first token -> publish or abandon.
+"""A replica's start: model files -> restore -> launch -> first token -> publish or abandon.
 
 The only place that knows this order, and what each failure in it leads to. It has two hosts: a replica of a fleet
 (fleet/replica.py), and Ray Serve LLM, which makes the engine itself (engine/vllm/serve_hook.py). A start fails only if
-the launch or the first token fails. Whatever else goes wrong (cache, other nodes, clock, disk) costs time, and the
-report says so.
+the model does not come, or the launch or the first token fails. Whatever else goes wrong (cache, other nodes, clock,
+disk) costs time, and the report says so.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from orchestrator import timeline
 from orchestrator.engine.contract import CompileKey
+from orchestrator.engine.start_needs import GraphCache, ModelFiles, OtherNodes, Processes
 from orchestrator.engine.start_report import StartReport
 from orchestrator.errors import EngineStartError, one_line
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
@@ -29,64 +30,10 @@ PUBLISH_WAIT_S = 60.0  # then the replica serves, and publishing goes on beside 
 _POLL_S = 0.2
 
 
-class GraphCache(Protocol):
-    """What a start needs of the graph cache; see graph_cache/client.py."""
-
-    def restore(self, factors: Mapping[str, str], cache_root: Path, unshared: str) -> Receipt:
-        """Install the graphs for a compile key, or become the one who compiles; neither where a reason says why."""
-
-    def publish(self, receipt: Receipt, facts: timeline.EngineFacts, cache_root: Path) -> Receipt:
-        """Judge the receipt by what vLLM reported, and publish what was compiled."""
-
-    def abandon(self, receipt: Receipt) -> None:
-        """Let another replica compile."""
-
-
-class OtherNodes(Protocol):
-    """The other nodes of a replica that does not fit one; see fleet/multi_node.py."""
-
-    def prepare(self, key: str) -> list[bool]:
-        """Make the replica's folder there, with what vLLM's ranks look for in it, and a key's graphs; "": none."""
-
-    def read_events(self) -> None:
-        """Fetch what vLLM said there, into the replica's events."""
-
-    def gather(self, key: str) -> None:
-        """Fetch what was compiled there."""
-
-    def clean(self) -> None:
-        """Remove the replica's folder there."""
-
-
-class Processes(Protocol):
-    """A watch over the processes of an engine; see engine/vllm/supervisor.py."""
-
-    replica: str
-
-    def begin(self, *, restored: bool) -> None:
-        """From here on they are watched."""
-
-    def overdue(self) -> bool:
-        """Their start has failed or timed out, whether or not vLLM has noticed."""
-
-    def cause(self) -> str:
-        """Why, in vLLM's words; "" where it did not say."""
-
-    def phase(self) -> str:
-        """How far the start came."""
-
-    def kill(self) -> None:
-        """Kill them."""
-
-    def started(self) -> None:
-        """The start is over."""
-
-    def end(self) -> None:
-        """Kill what is left of them, and remove what they leave behind."""
-
-
 class Start:
-    """One start. Order of calls: restore and the launch within `launching`, first_token and publish, report.
+    """One start.
+
+    Order of calls: configuration, restore and the launch within `launching`, first_token and publish, report.
 
     Args:
         replica: its name.
@@ -95,6 +42,7 @@ class Start:
         cache_root: where graphs are installed, and where vLLM saves them.
         began: when it began on this node, by the monotonic clock; default: now.
         others: the replica's other nodes, if it has some.
+        files: the model, if it is on its way to this node.
         size: says what it has to bring up; while the hub's files come it grows, so it is asked anew each time.
     """
 
@@ -107,13 +55,14 @@ class Start:
         *,
         began: float | None = None,
         others: OtherNodes | None = None,
+        files: ModelFiles | None = None,
         size: Callable[[], Size | None] = lambda: None,
     ) -> None:
         self.replica = replica
         self.size = size
         self.receipt = Receipt(Outcome.stock)
         self.restored: bool | None = None  # not known yet, or nothing is shared
-        self._cache, self._events, self._root, self._others = cache, events, cache_root, others
+        self._cache, self._events, self._root, self._others, self._files = cache, events, cache_root, others, files
         self._began = time.monotonic() if began is None else began
         self._first_token_at: float | None = None
 
@@ -128,8 +77,23 @@ class Start:
             self.end()
             raise
 
+    def configuration(self) -> None:
+        """Wait until the model's configuration is on this node.
+
+        Raises:
+            EngineStartError: it does not come.
+        """
+        if self._files:
+            self._files.configuration()
+
     def restore(self, compile_key: Callable[[], CompileKey]) -> bool:
-        """Install the graphs for a compile key; are they there now? Does not raise, whatever `compile_key` does."""
+        """Install the graphs for a compile key, and wait until the whole model is on this node; are the graphs there?
+
+        Whatever `compile_key` and the graph cache do fails nothing.
+
+        Raises:
+            EngineStartError: the model does not come.
+        """
         self.receipt = self._restored(compile_key)
         self.restored = None if self.receipt.outcome is Outcome.stock else self.receipt.restored
         if self._others:
@@ -137,6 +101,8 @@ class Start:
                 self._others.prepare(self.receipt.key if self.receipt.restored else "")
             except Exception as error:  # ranks there compile, or fail and say so
                 self._note(f"the other nodes are not ready: {one_line(error)}")
+        if self._files:
+            self._files.all()
         return self.receipt.restored
 
     def first_token(self) -> None:
@@ -161,7 +127,9 @@ class Start:
         phases = tuple(timeline.phases(events, self._began))
         facts = timeline.facts(events)
         took, size = until - self._began, self.size()
-        return StartReport(self.replica, took, receipt, facts, phases, os.getpid(), now - until, size)
+        brought = self._files.brought if self._files else None
+        model = asdict(brought) if brought else None
+        return StartReport(self.replica, took, receipt, facts, phases, os.getpid(), now - until, size, model)
 
     def end(self) -> None:
         """The engine has ended, or was none: nothing of it stays on other nodes."""

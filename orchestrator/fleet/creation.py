@@ -22,6 +22,7 @@ from orchestrator.fleet.plan import ReplicaPlan
 from orchestrator.fleet.replica import Replica
 from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.progress import Say
+from orchestrator.weights.settings import Weights
 
 _LOOK_S = 1.0  # between two looks at those that start
 _MARGIN_S = 240.0  # for what surrounds an engine's own deadline: imports, fetching graphs, first token, publishing
@@ -38,6 +39,7 @@ class Starting:
         requested: when the start was asked for.
         placed: when it had its room, and could be made.
         deadline: when it has to be up.
+        ahead_s: seconds before it was made in which its place compiled graphs.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Starting:
     requested: float
     placed: float
     deadline: float
+    ahead_s: float = 0.0
 
 
 class Creation:
@@ -54,18 +57,23 @@ class Creation:
     Args:
         cache: the graph cache's settings.
         progress: told about once a second which phase each starting replica ended last.
+        weights: the model, if it travels from node to node.
     """
 
-    def __init__(self, cache: CacheSettings, progress: Say) -> None:
-        self._cache = cache
+    def __init__(self, cache: CacheSettings, progress: Say, weights: Weights | None = None) -> None:
+        self._cache, self._weights = cache, weights
         self._progress = progress
 
-    def begin(self, replica: ReplicaPlan, group: Any, requested: float) -> Starting:
-        """Make a replica's actor in its placement group, which has its room, and let it start."""
+    def begin(
+        self, replica: ReplicaPlan, group: Any, requested: float, *, ahead_s: float = 0.0, call: str = "start"
+    ) -> Starting:
+        """Make a replica's actor in its placement group, which has its room, and let it start, or do another `call`."""
         placed = time.monotonic()
-        actor = self._actor(replica, group).remote(replica, self._cache)
+        actor = self._actor(replica, group).remote(replica, self._cache, self._weights)
         deadline = placed + replica.spec.start_timeout_s + self._cache.wait_s + _MARGIN_S
-        return Starting(replica.name, actor, actor.start.remote(), requested, placed, deadline)
+        if self._weights is not None:  # who knows how long they take; the engine's own start has its deadline
+            deadline = float("inf")
+        return Starting(replica.name, actor, getattr(actor, call).remote(), requested, placed, deadline, ahead_s)
 
     def watch(self, starts: Sequence[Starting]) -> Iterator[tuple[str, StartReport]]:
         """Look at starts together, again and again, until all are up.
@@ -93,7 +101,12 @@ class Creation:
                     errors.append(report)
                     continue
                 self._progress(start.name, "ready")
-                yield start.name, report.since_request(start.placed - start.requested, arrived - start.requested)
+                yield (
+                    start.name,
+                    report.since_request(
+                        start.placed - start.requested - start.ahead_s, arrived - start.requested, start.ahead_s
+                    ),
+                )
             questions = {ref: start for ref, start in questions.items() if start.report in running}
             for ref in _there(questions):
                 with suppress(RayError):  # the start itself tells what is wrong

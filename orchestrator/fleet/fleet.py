@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -21,8 +22,10 @@ from orchestrator.fleet.plan import Plan, ReplicaPlan
 from orchestrator.fleet.replica import Answer
 from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.progress import Say
+from orchestrator.weights.settings import Weights
 
 _STOP_S = 15.0
+_COMPILE = "compile"
 
 
 class Fleet:
@@ -33,16 +36,23 @@ class Fleet:
         cache: the graph cache's settings.
         placement_timeout_s: seconds to wait for the replicas' resources.
         progress: told about once a second which phase each starting replica ended last.
+        weights: the model, if it travels from node to node.
     """
 
     def __init__(
-        self, plan: Plan, cache: CacheSettings, placement_timeout_s: float, progress: Say | None = None
+        self,
+        plan: Plan,
+        cache: CacheSettings,
+        placement_timeout_s: float,
+        progress: Say | None = None,
+        weights: Weights | None = None,
     ) -> None:
         self.plan = plan
         self.reports: dict[str, StartReport] = {}
-        self._cache = cache
+        self._cache, self._weights = cache, weights
         self._placement = Placement(placement_timeout_s)
-        self._creation = Creation(cache, progress or (lambda replica, phase: None))
+        self._progress = progress or (lambda replica, phase: None)
+        self._creation = Creation(cache, self._progress, weights)
         self._dispatch = Dispatch()
         self._actors: dict[str, Any] = {}  # all that are to be stopped; dispatch knows which of them are up
 
@@ -75,10 +85,39 @@ class Fleet:
         self._placement.place(self.plan.replicas)
         if first.spec.preload:
             elsewhere = self._placement.nodes(others) - self._placement.nodes([first])
-            node_warmer.make_ready(elsewhere, self._cache, fork_context.MODULE)
-        self._start_together([first], requested)
+            node_warmer.make_ready(elsewhere, self._cache, fork_context.MODULE, weights=self._weights)
+        self._start_together([first], requested, self._compile_while_weights_travel(first, requested))
         self._start_together(others)
         return [self.reports[replica.name] for replica in self.plan.replicas]
+
+    def _compile_while_weights_travel(self, first: ReplicaPlan, requested: float) -> float:
+        """In the first replica's place, with made-up weights; it then finds the graphs. Does not fail.
+
+        Returns:
+            How many seconds that took.
+        """
+        if self._weights is None or self._weights.needed or not self.plan.share_graphs:
+            return 0.0
+        began = time.monotonic()
+        spec = first.spec
+        scratch = f"{spec.scratch}-compile"
+        ahead = replace(
+            first,
+            name=_COMPILE,
+            spec=replace(
+                spec, replica=_COMPILE, args={**spec.args, "load_format": "dummy"}, scratch=scratch,
+                cache_root=f"{scratch}/cache",
+            ),
+        )  # fmt: skip
+        start = self._creation.begin(ahead, self._placement.group(first.name), requested, call="compile")
+        try:
+            for _ in self._creation.watch([start]):
+                pass
+        except OrchestratorError as error:
+            self._progress(_COMPILE, f"{error}; the first replica compiles")
+        finally:
+            ray.kill(start.actor, no_restart=True)
+        return time.monotonic() - began
 
     def start_one(self, name: str) -> StartReport:
         """Start one replica."""
@@ -112,10 +151,12 @@ class Fleet:
         self._stop(list(self._actors))
         self._placement.remove()
 
-    def _start_together(self, replicas: Sequence[ReplicaPlan], requested: float | None = None) -> None:
+    def _start_together(
+        self, replicas: Sequence[ReplicaPlan], requested: float | None = None, ahead_s: float = 0.0
+    ) -> None:
         requested = requested or time.monotonic()
         self._placement.place(replicas)
-        starts = [self._creation.begin(r, self._placement.group(r.name), requested) for r in replicas]
+        starts = [self._creation.begin(r, self._placement.group(r.name), requested, ahead_s=ahead_s) for r in replicas]
         self._actors |= {start.name: start.actor for start in starts}
         for name, report in self._creation.watch(starts):
             self.reports[name] = report

@@ -19,6 +19,8 @@ from orchestrator.graph_cache import bundle
 from orchestrator.graph_cache.client import AOT_FOLDER, GraphCacheClient
 from orchestrator.graph_cache.folders import make_private
 from orchestrator.graph_cache.settings import CacheSettings
+from orchestrator.weights.node import here
+from orchestrator.weights.settings import Weights
 
 _CALL_S = 300.0  # for the slowest node
 
@@ -31,14 +33,16 @@ class MultiNode:
         cache: the graph cache's settings.
         root: the replica's cache root; the same path on every node.
         events: the replica's; they lie in its own folder, the same path on every node.
+        weights: the model, if it travels from node to node.
     """
 
     cache: CacheSettings
     root: Path
     events: timeline.EventLog
+    weights: Weights | None = None
 
     def prepare(self, key: str) -> list[bool]:
-        """Make the replica's folder on the other nodes, with vLLM's logging configuration, and a key's graphs.
+        """Make the replica's folder on the other nodes, with vLLM's logging configuration, the model, a key's graphs.
 
         Args:
             key: the compile key; "" for no graphs.
@@ -49,7 +53,7 @@ class MultiNode:
         Raises:
             RayError, OSError: a node is gone, or its disk is full.
         """
-        return list(self._everywhere(_prepare, self.cache, key, self.root, self.events.file).values())
+        return list(self._everywhere(_prepare, self.cache, key, self.root, self.events.file, self.weights).values())
 
     def read_events(self) -> None:
         """Add what vLLM's ranks on the other nodes said to the replica's events, each once, also on a shared disk.
@@ -89,10 +93,12 @@ class MultiNode:
         task = ray.remote(work)
         there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
         calls = [task.options(num_cpus=0, scheduling_strategy=strategy).remote(*arguments) for strategy in there]
-        return dict(zip(nodes, ray.get(calls, timeout=_CALL_S), strict=True))
+        return dict(zip(nodes, ray.get(calls, timeout=None if self.weights else _CALL_S), strict=True))
 
 
-def _prepare(cache: CacheSettings, key: str, root: Path, events_file: Path) -> bool:
+def _prepare(cache: CacheSettings, key: str, root: Path, events_file: Path, weights: Weights | None) -> bool:
+    if weights:
+        ray.get(here(weights.namespace).bring.remote(weights))
     for folder in (events_file.parent, root):
         make_private(folder)
     timeline.write_logging_config(str(events_file))

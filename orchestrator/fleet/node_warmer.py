@@ -14,9 +14,13 @@ from orchestrator import zygote
 from orchestrator.graph_cache.client import GraphCacheClient
 from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.timeline import EventLog
+from orchestrator.weights import node as weights_node
+from orchestrator.weights.settings import Weights
 
 
-def make_ready(nodes: Iterable[str], cache: CacheSettings, module: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+def make_ready(
+    nodes: Iterable[str], cache: CacheSettings, module: str, keys: Sequence[str] = (), weights: Weights | None = None
+) -> dict[str, Any]:
     """Begin to make nodes ready; nobody has to wait for it.
 
     Args:
@@ -24,6 +28,7 @@ def make_ready(nodes: Iterable[str], cache: CacheSettings, module: str, keys: Se
         cache: the graph cache's settings.
         module: what the nodes' zygotes import, see `zygote.py_executable`.
         keys: whose graphs to install.
+        weights: a model to fetch; that goes on when the node is said to be ready.
 
     Returns:
         For each node the reference of a task: how many keys' graphs it has installed, once it is ready.
@@ -35,10 +40,14 @@ def make_ready(nodes: Iterable[str], cache: CacheSettings, module: str, keys: Se
     }
     task = ray.remote(_on_the_node)
     there = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
-    return {n: task.options(scheduling_strategy=s, **options).remote(cache, list(keys)) for n, s in there.items()}
+    return {
+        n: task.options(scheduling_strategy=s, **options).remote(cache, list(keys), weights) for n, s in there.items()
+    }
 
 
-def _on_the_node(cache: CacheSettings, keys: Sequence[str]) -> int:
+def _on_the_node(cache: CacheSettings, keys: Sequence[str], weights: Weights | None) -> int:
     """That this runs in a fork of the zygote is half of the work."""
+    if weights:
+        weights_node.here(weights.namespace).bring.remote(weights)
     client = GraphCacheClient(cache, "prefetch", EventLog(os.devnull))  # nobody reads how long it takes
     return sum(client.install_ahead(key) for key in keys)

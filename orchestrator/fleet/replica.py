@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import models, timeline
@@ -18,6 +18,8 @@ from orchestrator.fleet.plan import ReplicaPlan
 from orchestrator.graph_cache.client import GraphCacheClient
 from orchestrator.graph_cache.folders import make_private
 from orchestrator.graph_cache.settings import CacheSettings
+from orchestrator.weights.arrival import Arrival
+from orchestrator.weights.settings import Weights
 
 _PROBE = "Hello"
 
@@ -41,10 +43,16 @@ class Replica:
     Args:
         plan: what to start.
         cache: the graph cache.
+        weights: a model that is to come to this node; None: it is there, or vLLM fetches it.
+
+    Raises:
+        OSError: this node's disk is full, or cannot be written.
     """
 
-    def __init__(self, plan: ReplicaPlan, cache: CacheSettings) -> None:
+    def __init__(self, plan: ReplicaPlan, cache: CacheSettings, weights: Weights | None = None) -> None:
         began = time.monotonic()
+        if weights:
+            plan = replace(plan, spec=replace(plan.spec, model=weights.path))
         self.plan = plan
         scratch, root = Path(plan.spec.scratch), Path(plan.spec.cache_root)
         self._reaper = reaper.start_reaper(remove=str(scratch))
@@ -52,11 +60,13 @@ class Replica:
             make_private(folder)
         self._began, self._requests = began, 0
         self._events = timeline.EventLog(plan.spec.events_file)
+        whole = plan.spec.args.get("load_format") != "dummy"
+        self._files = files = Arrival(weights, plan.name, self._events, whole=whole) if weights else None
         self._engine: Engine = create(plan.kind, plan.spec)
-        others = MultiNode(cache, root, self._events) if len(plan.bundles) > 1 else None
+        others = MultiNode(cache, root, self._events, weights) if len(plan.bundles) > 1 else None
         client = GraphCacheClient(cache, plan.name, self._events)
         self._start = Start(
-            plan.name, client, self._events, root, began=began, others=others,
+            plan.name, client, self._events, root, began=began, others=others, files=files,
             size=lambda: models.size_of(plan.spec.model, plan.spec.args),
         )  # fmt: skip
 
@@ -68,6 +78,7 @@ class Replica:
         """
         try:
             with self._start.launching():
+                await asyncio.to_thread(self._start.configuration)
                 key = await asyncio.to_thread(self._engine.prepare)
                 restored = await asyncio.to_thread(self._start.restore, lambda: key)
                 await self._engine.start(restored=restored)
@@ -79,6 +90,24 @@ class Replica:
             raise
         await asyncio.to_thread(self._start.publish)
         return self._start.report()
+
+    async def compile(self) -> StartReport:
+        """Start without weights while they are on their way, publish the graphs, and stop; not where those are there.
+
+        Raises:
+            EngineStartError: the engine did not come up; nothing of it is left.
+        """
+        try:
+            with self._start.launching():
+                await asyncio.to_thread(self._start.configuration)
+                key = await asyncio.to_thread(self._engine.prepare)
+                there = self._files is not None and self._files.there()
+                if not there and not await asyncio.to_thread(self._start.restore, lambda: key):
+                    await self._engine.start()
+                    await asyncio.to_thread(self._start.publish)
+            return self._start.report()
+        finally:
+            await self.stop()
 
     async def generate(self, prompt: str, sampling: Sampling) -> Answer:
         """Answer a prompt as a whole.

@@ -36,11 +36,9 @@ def check(folder: Path, model: ModelConfig, engine: EngineConfig) -> None:
     """
     if folder.is_file():
         raise _error(model, f"{folder} is a file.", "Set model.id to a model's folder.")
-    config = _json(folder / "config.json", model, "Set model.id to a model's folder.")
-    check_sizes(model, config, engine)
+    check_config(_json(folder / "config.json", model, "Set model.id to a model's folder."), str(folder), model, engine)
     if engine.kind is EngineKind.fake:
         return
-    _check_generates(config, folder, model, engine)
     if model.weights and engine.extra.get("load_format", "auto") in _READ_AS_FILES:
         _check_weights(folder, model)
     if not engine.extra.get("skip_tokenizer_init") and not engine.extra.get("tokenizer"):
@@ -48,6 +46,23 @@ def check(folder: Path, model: ModelConfig, engine: EngineConfig) -> None:
             raise _error(model, f"No tokenizer in {folder}.", "Copy tokenizer.json and tokenizer_config.json there.")
         if model.chat and not _has_template(folder, model):
             raise _error(model, f"model.chat=true, and {folder} has no chat template.", "Set model.chat=false.")
+
+
+def check_config(config: Mapping[str, Any], where: str, model: ModelConfig, engine: EngineConfig) -> None:
+    """Does a model fit the engine, by its config.json?
+
+    Args:
+        config: what is in that file.
+        where: the folder that it is in, for messages.
+        model, engine: the settings.
+
+    Raises:
+        ModelError: the model generates no text.
+        ConfigError: the model does not fit the engine's settings.
+    """
+    check_sizes(model, config, engine)
+    if engine.kind is not EngineKind.fake:
+        _check_generates(config, where, model, engine)
 
 
 def check_sizes(model: ModelConfig, config: Mapping[str, Any], engine: EngineConfig) -> None:
@@ -80,7 +95,7 @@ def check_sizes(model: ModelConfig, config: Mapping[str, Any], engine: EngineCon
         )
 
 
-def _check_generates(config: Mapping[str, Any], folder: Path, model: ModelConfig, engine: EngineConfig) -> None:
+def _check_generates(config: Mapping[str, Any], folder: str, model: ModelConfig, engine: EngineConfig) -> None:
     """A replica is ready once it has generated a token, which a model for embeddings or classes never does."""
     named = config.get("architectures")
     names = [str(name) for name in named] if isinstance(named, list) else []

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from orchestrator import paths
 from orchestrator.config import EngineConfig, ModelConfig, ModelSource
 from orchestrator.errors import ModelError
 from orchestrator.models import folder
@@ -56,6 +57,11 @@ def _folder(model: ModelConfig, state_dir: str) -> str:
     if model.source is ModelSource.hub:
         return model.id
     if model.source is ModelSource.path:
+        if "://" in model.id:
+            raise ModelError(
+                f"{paths.shown(model.id)} is no folder.", model=model.name, where="model.id",
+                hint="Set cold_start.share_weights=true: each node then gets the files, and the origin is read once.",
+            )  # fmt: skip
         return str(Path(model.id).expanduser().resolve())
     if model.source is ModelSource.smollm2:
         return _made_once(made_folder(model, state_dir), model.name, _make_smollm2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,28 @@ def why(model: ModelConfig, engine: EngineConfig) -> str:
     Shapes and types come from the configuration. But where weights are quantised, scales and layouts come from the
     weights, and vLLM keeps some of them as numbers, which compiled code may hold.
     """
+    if reason := _by_settings(engine):
+        return reason
+    if model.source in (ModelSource.tiny, ModelSource.smollm2):  # made here
+        return _quantised(model.tiny, set())
+    config = _read(model, "config.json")
+    if config is None:
+        return "its config.json cannot be read here"
+    return _quantised(config, {name for name in _QUANTISED if _read(model, name) is not None})
+
+
+def why_by(config: dict[str, Any], files: Iterable[str], engine: EngineConfig) -> str:
+    """The same for a model that is elsewhere.
+
+    Args:
+        config: what is in its config.json.
+        files: the names of its files.
+        engine: what is to run it.
+    """
+    return _by_settings(engine) or _quantised(config, set(_QUANTISED) & set(files))
+
+
+def _by_settings(engine: EngineConfig) -> str:
     extra = engine.extra
     if (method := extra.get("quantization")) is not None:
         return f"engine.extra.quantization={method}"
@@ -28,12 +51,7 @@ def why(model: ModelConfig, engine: EngineConfig) -> str:
         return f"engine.extra.load_format={format_} changes layers while it loads"
     if extra.get("speculative_config"):
         return "a draft model may share the model's weights"
-    if model.source in (ModelSource.tiny, ModelSource.smollm2):  # made here
-        return _quantised(model.tiny, set())
-    config = _read(model, "config.json")
-    if config is None:
-        return "its config.json cannot be read here"
-    return _quantised(config, {name for name in _QUANTISED if _read(model, name) is not None})
+    return ""
 
 
 def _quantised(config: dict[str, Any], files: set[str]) -> str:

@@ -11,6 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from orchestrator.report import plots
+from orchestrator.report.tables import model_line
 from orchestrator.timeline.colours import COLOURS
 
 
@@ -47,7 +48,9 @@ def html(
 def _render(**found: Any) -> str:
     page = resources.files("orchestrator.report").joinpath("page.html.j2").read_text()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(page).render(**found, colours=COLOURS, now=time.strftime("%Y-%m-%d %H:%M:%S"))
+    return environment.from_string(page).render(
+        **found, colours=COLOURS, model_line=model_line, now=time.strftime("%Y-%m-%d %H:%M:%S")
+    )
 
 
 def _drawn(plot: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:

@@ -64,10 +64,21 @@ def timeline_table(data: dict[str, Any]) -> Table:
         lines = [f"{replicas[1]['replica']} answered {ratio:.1f} times sooner than {replicas[0]['replica']}."]
     else:
         lines = []
+    lines += [f"{r['replica']}: {line}" for r in replicas if (line := model_line(r.get("model")))]
     lines += [f"{r['replica']}: {r['receipt']['reason']}" for r in replicas if r["receipt"].get("reason")]
     lines += [f"{r['replica']}: {note}" for r in replicas for note in r["receipt"].get("notes", ())]
     table.caption = Text("\n".join(lines)) if lines else None
     return table
+
+
+def model_line(brought: Mapping[str, Any] | None) -> str:
+    """How a model's files came to a node; "" where they were there."""
+    if not brought:
+        return ""
+    named = {"from its origin": "origin_bytes", "from other nodes": "peer_bytes", "on its disk": "disk_bytes"}
+    parts = [f"{brought[field] / 1e6:.1f} MB {where}" for where, field in named.items() if brought[field]]
+    refused = [f"refused: {what}" for what in brought["refused"]]
+    return "; ".join([f"the model in {brought['seconds']:.1f} s, {', '.join(parts) or 'empty'}", *refused])
 
 
 def answers_table(data: dict[str, Any]) -> Table:

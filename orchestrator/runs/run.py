@@ -31,6 +31,8 @@ from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.graph_cache.settings import cache_settings
 from orchestrator.graph_cache.store import Store
 from orchestrator.progress import Say
+from orchestrator.weights import arrival
+from orchestrator.weights.settings import Weights, weights_of
 
 
 @dataclass
@@ -109,14 +111,19 @@ class Session:
     scratch: Path
     say: Say
     model: str
+    weights: Weights | None
     _fleets: ExitStack
 
     def fleet(self, app: AppConfig, label: str = "run") -> Fleet:
         """A fleet for a variation of the session's configuration; it is stopped with the session."""
-        plan = make_plan(app, self.shape, model=self.model, scratch=str(self.scratch / label))
+        weights, model = self.weights, self.model
+        if weights and not app.fast_cold_start:  # stock reads it where it is
+            weights, model = None, models.resolve(app.model, app.state_dir, app.engine)
+        plan = make_plan(app, self.shape, model=model, scratch=str(self.scratch / label))
         for warning in plan.warnings:
             self.say("plan", warning)
-        fleet = Fleet(plan, cache_settings(app, share=plan.share_graphs), app.cluster.placement_timeout_s, self.say)
+        cache = cache_settings(app, share=plan.share_graphs)
+        fleet = Fleet(plan, cache, app.cluster.placement_timeout_s, self.say, weights)
         return self._fleets.enter_context(fleet)
 
 
@@ -133,7 +140,8 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
         if app.cluster.kind is ClusterKind.local:  # else the nodes' own access to it counts
             Store(app.graph_cache.store)
     say("model", f"preparing {app.model.name}")
-    model = models.resolve(app.model, app.state_dir, app.engine)
+    weights = weights_of(app)
+    model = weights.path if weights else models.resolve(app.model, app.state_dir, app.engine)
     scratch = Path(tempfile.mkdtemp(prefix="orchestrator-"))
     try:
         with (
@@ -141,7 +149,9 @@ def session(app: AppConfig, say: Say) -> Iterator[Session]:
             ExitStack() as fleets,
         ):
             node_models.make_everywhere([app], shape)
-            yield Session(shape, scratch, say, model, fleets)
+            if weights:
+                arrival.begin_here(weights, shape)
+            yield Session(shape, scratch, say, model, weights, fleets)
             say("cluster", "shutting down")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

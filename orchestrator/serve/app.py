@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +31,7 @@ from orchestrator.serve.fake_server import FakeServer
 from orchestrator.serve.model_cards import facts
 from orchestrator.serve.server import Server
 from orchestrator.serve.warm_ahead import Ahead
+from orchestrator.weights.settings import Weights, weights_of
 
 PRELOAD = "orchestrator.serve.zygote_imports"
 FRONT_S = 15.0  # the ingress outlives the replicas, to say why a stream ended
@@ -46,14 +47,25 @@ def application(arguments: dict[str, Any]) -> Any:
     there = front.running() if ray.is_initialized() else None
     if there is not None:  # the file's http_options decide, not ours
         app.serve.host, app.serve.port = there.host, there.port
-    return build(app, prepare(app, lambda who, what: None))
+    prepared = prepare(app, lambda who, what: None)
+    return build(app, prepared.folders, weights=prepared.weights)
 
 
-def prepare(app: AppConfig, say: Say) -> dict[str, str]:
+@dataclass(frozen=True)
+class Prepared:
+    """The models of a service.
+
+    Attributes:
+        folders: for each model's name what vLLM takes as `model`.
+        weights: those that travel from node to node, by name.
+    """
+
+    folders: dict[str, str]
+    weights: dict[str, Weights]
+
+
+def prepare(app: AppConfig, say: Say) -> Prepared:
     """Check everything that can be wrong, and make the models' folders; Ray is not needed.
-
-    Returns:
-        For each model's name what vLLM takes as `model`.
 
     Raises:
         OrchestratorError: the configuration or a model is not right.
@@ -61,11 +73,19 @@ def prepare(app: AppConfig, say: Say) -> dict[str, str]:
     read_keys(app.serve.api_keys_file, app.serve.host)
     if app.fast_cold_start and app.cold_start.share_graphs:
         bundle.signing_key(app.graph_cache.key_file)
-    folders = {}
+    found = Prepared({}, {})
     for cell in cells(app):
-        say("model", f"preparing {cell.model.name}")
-        folders[cell.model.name] = models.resolve(cell.model, app.state_dir, cell.engine)
-    return folders
+        name = cell.model.name
+        say("model", f"preparing {name}")
+        if (weights := weights_of(cell)) is not None:
+            if "$" in weights.bounds.folder:  # Ray Serve gives all nodes one path
+                raise ConfigError(
+                    f"A service has one path for all nodes, and weights.folder={weights.bounds.folder}.",
+                    where="weights.folder",
+                )
+            found.weights[name] = weights
+        found.folders[name] = weights.path if weights else models.resolve(cell.model, app.state_dir, cell.engine)
+    return found
 
 
 def check_room(app: AppConfig, shape: ClusterShape) -> None:
@@ -89,13 +109,19 @@ def check_room(app: AppConfig, shape: ClusterShape) -> None:
         )
 
 
-def build(app: AppConfig, folders: dict[str, str], foreseen: Mapping[str, float] = MappingProxyType({})) -> Any:
+def build(
+    app: AppConfig,
+    folders: dict[str, str],
+    foreseen: Mapping[str, float] = MappingProxyType({}),
+    weights: Mapping[str, Weights] = MappingProxyType({}),
+) -> Any:
     """The application.
 
     Args:
         app: the checked configuration.
         folders: for each model's name what vLLM takes as `model`.
         foreseen: for models how long a start takes, in seconds; `serve.start_s` where that is not known.
+        weights: models that travel from node to node.
 
     Returns:
         What `serve.run` takes.
@@ -104,7 +130,7 @@ def build(app: AppConfig, folders: dict[str, str], foreseen: Mapping[str, float]
     served = cells(app)
     for cell in served:
         cell.serve.start_s = foreseen.get(cell.model.name, cell.serve.start_s)
-    llms = [llm_config(cell, folders[cell.model.name]) for cell in served]
+    llms = [llm_config(cell, folders[cell.model.name], weights.get(cell.model.name)) for cell in served]
     entrance = ingress.build(keys, app.serve.max_body_kib << 10)
     options: dict[str, Any] = {"num_cpus": 0, **_runtime_env(app)}
     return serve.deployment(
@@ -144,7 +170,7 @@ def cells(app: AppConfig) -> list[AppConfig]:
     return found
 
 
-def llm_config(app: AppConfig, folder: str) -> LLMConfig:
+def llm_config(app: AppConfig, folder: str, weights: Weights | None = None) -> LLMConfig:
     """One model as Ray Serve LLM wants it; stock's own server and callback without `fast_cold_start`."""
     engine, served = app.engine, app.serve
     arguments = {name: value for name, value in engine_args(app).items() if name != "served_model_name"}
@@ -155,6 +181,8 @@ def llm_config(app: AppConfig, folder: str) -> LLMConfig:
     elif app.fast_cold_start:
         plain = OmegaConf.to_container(OmegaConf.structured(app), resolve=True, enum_to_str=True)
         settings = {name: plain[name] for name in SECTIONS}  # type: ignore[index, call-overload]
+        if weights:
+            settings["model_files"] = weights.plain()
         ours["server_cls"] = Server
         ours["callback_config"] = {
             "callback_class": "orchestrator.serve.callback.FastColdStart",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import tempfile
 import time
@@ -26,6 +27,8 @@ from orchestrator.fleet.plan import engine_spec
 from orchestrator.graph_cache.client import GraphCacheClient
 from orchestrator.graph_cache.folders import make_private
 from orchestrator.graph_cache.settings import cache_settings
+from orchestrator.weights.arrival import Arrival
+from orchestrator.weights.settings import Weights
 
 CallbackBase: Any = compat.get(table.CALLBACK)
 SECTIONS = ("graph_cache", "cold_start", "engine", "cluster", "serve", "state_dir")
@@ -46,6 +49,7 @@ class FastColdStart(CallbackBase):
 
     Args:
         llm_config, raise_error_on_callback, ctx_kwargs: Ray's.
+        model_files: a model that travels from node to node; see `Weights.plain`.
         settings: sections of our configuration, those of SECTIONS; what is left out has its default.
 
     Raises:
@@ -57,9 +61,12 @@ class FastColdStart(CallbackBase):
         llm_config: Any,
         raise_error_on_callback: bool = True,
         ctx_kwargs: dict[str, Any] | None = None,
+        *,
+        model_files: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(llm_config, raise_error_on_callback, ctx_kwargs)
+        self._weights = Weights.from_plain(model_files) if model_files else None
         self.app = _configuration(settings, llm_config.model_id)
         self.start: ReplicaStart | None = None
 
@@ -80,9 +87,10 @@ class FastColdStart(CallbackBase):
     async def on_before_node_init(self) -> None:
         """Before vLLM's configuration is made: its environment, and our plugin."""
         source = self.llm_config.get_engine_config().actual_hf_model_id
-        if Path(source).is_dir():
+        if self._weights or Path(source).is_dir():
             self.ctx.run_init_node = False  # nothing to download; Ray would start a worker to find that out
-        self.start = ReplicaStart(self.app, self.llm_config, source)
+        self.start = ReplicaStart(self.app, self.llm_config, source, self._weights)
+        await asyncio.to_thread(self.start.configuration)
         self.start.enter()
 
 
@@ -93,9 +101,10 @@ class ReplicaStart:
         app: our configuration.
         llm_config: Ray's.
         model: what vLLM takes as `model`.
+        weights: the model, if it travels from node to node.
     """
 
-    def __init__(self, app: config.AppConfig, llm_config: Any, model: str) -> None:
+    def __init__(self, app: config.AppConfig, llm_config: Any, model: str, weights: Weights | None = None) -> None:
         self.name = _replica_name()
         self.model_id = str(llm_config.model_id)
         self._app, self._llm_config = app, llm_config
@@ -117,16 +126,21 @@ class ReplicaStart:
         )
         self._supervisor = Supervisor(spec, remove=str(scratch))
         events, settings = self._supervisor.events, cache_settings(app, share=share)
-        cache, others = GraphCacheClient(settings, self.name, events), MultiNode(settings, root, events)
+        cache, others = GraphCacheClient(settings, self.name, events), MultiNode(settings, root, events, weights)
         self._began = _launched()
+        files = Arrival(weights, self.name, events) if weights else None
         self._start = Start(
-            self.name, cache, events, root, began=self._began, others=others,
+            self.name, cache, events, root, began=self._began, others=others, files=files,
             size=lambda: models.size_of(model, llm_config.engine_kwargs),
         )  # fmt: skip
 
+    def configuration(self) -> None:
+        """Wait until the model's configuration is on this node; raises EngineStartError if it does not come."""
+        self._supervisor.events.mark("process")
+        self._start.configuration()
+
     def enter(self) -> None:
         """Prepare this process for vLLM."""
-        self._supervisor.events.mark("process")
         self._supervisor.enter()
         self._supervisor.imported()
         given = self._llm_config.engine_kwargs.get("additional_config")

@@ -9,7 +9,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ from orchestrator.progress import Say
 from orchestrator.serve import app as application
 from orchestrator.serve import controller, front
 from orchestrator.serve.status_board import Board
+from orchestrator.weights import arrival
+from orchestrator.weights.settings import Weights
 
 _POLL_S = 0.5
 _BOARD_S = 60.0  # an actor that may have to start first
@@ -63,9 +65,10 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
         front.check_free(app.serve.host, app.serve.port)
         os.environ.setdefault("SERVE_SOCKET_REUSE_PORT_ENABLED", "0")  # of two that start at once, one fails
         os.environ.setdefault(front.PATIENCE, front.PATIENCE_S)
-    folders = application.prepare(app, say)
-    with _ray_serve(app, say) as (app, url):
-        made = application.build(app, folders, _foreseen(app, folders))
+    prepared = application.prepare(app, say)
+    folders = prepared.folders
+    with _ray_serve(app, say, prepared.weights.values()) as (app, url):
+        made = application.build(app, folders, _foreseen(app, folders), prepared.weights)
         if app.fast_cold_start and app.cold_start.share_graphs:
             cache_settings(app)  # the registry, before the first replica asks for it
         try:
@@ -80,10 +83,12 @@ def serving(app: AppConfig, say: Say) -> Iterator[Service]:
 
 
 @contextmanager
-def _ray_serve(app: AppConfig, say: Say) -> Iterator[tuple[AppConfig, str]]:
+def _ray_serve(app: AppConfig, say: Say, weights: Iterable[Weights]) -> Iterator[tuple[AppConfig, str]]:
     """Ray, and Ray Serve in it; yields the configuration with the address that is really bound, and the URL."""
     with connect.connected(app.cluster, say) as shape:
         node_models.make_everywhere(application.cells(app), shape)
+        for one in weights:
+            arrival.begin_here(one, shape)
         with _alone(app):
             there = front.claim(app, say)
             app = deepcopy(app)

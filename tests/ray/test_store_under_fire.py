@@ -72,7 +72,7 @@ class Journal:
             elif what == "killed":
                 for evicting in self.evicting.values():
                     evicting.discard(words[0])
-            elif what == "published" and self.settled(words[0]) == int(words[2]):
+            elif what == "published" and self.settled(words[0]) == int(words[2]) >= 0:
                 self.durable[words[0]] = max(self.durable[words[0]], int(words[1]))
 
     def settled(self, key: str) -> int:
@@ -141,6 +141,19 @@ def made(key: str, folder: Path, draw: random.Random) -> bytes:
     (folder / "graphs" / "model").write_bytes(draw.randbytes(BYTES))
     known = {"key": key, "factors": {}, "created": 0.0, "publisher": "test"}
     return bundle.pack(folder, [folder / "graphs"], SIGNING, known).tobytes()
+
+
+def test_what_is_published_during_an_eviction_need_not_stay(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.say("evict", "key", "evictor")
+    journal.catch_up()
+    journal.say("published", "key", 23, journal.settled("key"))
+    journal.say("evicted", "key", "evictor")
+    journal.catch_up()
+    assert journal.durable["key"] == 0
+    journal.say("published", "key", 24, journal.settled("key"))
+    journal.catch_up()
+    assert journal.durable["key"] == 24
 
 
 @pytest.mark.parametrize("where", ["folder", "s3"])

@@ -90,3 +90,15 @@ def test_the_simulated_service_is_set_beside_a_real_one(mine: Footprint) -> None
         assert real["measured_start_s"] >= 1.0
         assert real["replica_seconds"] >= 59
     mine.check()
+
+
+def test_what_a_models_origin_sends_is_measured(mine: Footprint) -> None:
+    out = mine.folder / "out"
+    bench = ["bench=weights", "bench.sizes_mib=[8]", "bench.nodes=[1,2]", "bench.rounds=1", "weights.piece_mib=1"]
+    code, _, err = finish(job("bench", *bench, f"hydra.run.dir={out}", mine=mine))
+    assert code == 0, err
+    data = json.loads((out / "bench.json").read_text())
+    check_schema("bench", data)
+    assert data["summary"]["origin_reads"] == {"share": {"1": 1.0, "2": 1.0}, "alone": {"1": 1.0, "2": 2.0}}
+    assert all(0 < row["first_s"] <= row["last_s"] <= row["whole_s"] for row in data["rows"])
+    mine.check()

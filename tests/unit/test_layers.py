@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 LAYERS = (
     ("errors", "progress", "paths", "compat", "timeline", "config"),
     ("models", "cluster", "zygote", "vllm_plugin"),
-    ("graph_cache",),
+    ("graph_cache", "weights"),
     ("engine",),
     ("fleet",),
     ("serve", "runs"),

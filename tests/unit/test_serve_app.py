@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from orchestrator.config import sources
 from orchestrator.engine.arguments import engine_args
+from orchestrator.errors import ConfigError
 from orchestrator.serve import app as serve_app
+from orchestrator.weights.settings import Weights
 from tests.unit import own_folder
 
 
@@ -36,11 +41,27 @@ def test_what_is_known_of_starts_is_the_policys_first_guess(make_app, monkeypatc
     made: list[float] = []
     plain = serve_app.llm_config
 
-    def noting(app, folder):
+    def noting(app, folder, weights):
         made.append(app.serve.start_s)
-        return plain(app, folder)
+        return plain(app, folder, weights)
 
     monkeypatch.setattr(serve_app, "llm_config", noting)
     app = make_app("engine=fake", "+serve.models={tiny_llama:{},tiny_qwen3:{}}", "serve.start_s=33")
     serve_app.build(app, {"tiny_llama": "/a", "tiny_qwen3": "/b"}, {"tiny_qwen3": 7.5})
     assert made == [33.0, 7.5]
+
+
+def test_a_model_that_travels_has_one_path_and_is_told_to_the_replicas(make_app, tmp_path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    words = ("model=local_path", "model.name=m", f"model.id={model}", "cold_start.share_weights=true")
+    app = make_app(*words, f"state_dir={tmp_path}")
+    prepared = serve_app.prepare(app, lambda who, what: None)
+    weights = prepared.weights["m"]
+    assert prepared.folders == {"m": weights.path}
+    llm = serve_app.llm_config(app, weights.path, weights)
+    assert Weights.from_plain(json.loads(json.dumps(llm.callback_config.callback_kwargs["model_files"]))) == weights
+    with pytest.raises(ConfigError, match="one path for all nodes"):
+        serve_app.prepare(make_app(*words, "weights.folder=$DISK/w"), lambda who, what: None)

@@ -24,7 +24,7 @@ from orchestrator.fleet import replica as fleet
 from orchestrator.fleet.plan import ReplicaPlan
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
 from orchestrator.serve import callback
-from tests.start_contract import POINTS, Cache, Others, Point, check, step_of
+from tests.start_contract import POINTS, Cache, Files, Others, Point, check, step_of
 from tests.waiting import HANG_S
 
 
@@ -38,11 +38,12 @@ class FleetHost:
     """A replica of a fleet with the fake engine; two bundles, so that it has other nodes."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.cache, self.others = Cache(), Others()
+        self.cache, self.others, self.files = Cache(), Others(), Files()
         monkeypatch.setattr(fleet, "GraphCacheClient", lambda *_: self.cache)
+        monkeypatch.setattr(fleet, "Arrival", lambda *_, **__: self.files)
         monkeypatch.setattr(fleet, "MultiNode", lambda *_: self.others)
         plan = ReplicaPlan("replica-0", spec(folder), EngineKind.fake, ({"CPU": 1}, {"CPU": 1}), "PACK", 1)
-        self.replica = fleet.Replica(plan, None)
+        self.replica = fleet.Replica(plan, None, self.files)
         self.events = self.replica._events
 
     def target(self, step: str) -> tuple[Any, str]:
@@ -93,7 +94,7 @@ class ServeHost:
     """Ray Serve LLM's engine class, over one that starts nothing; the watch over processes is the real one."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.cache, self.others = Cache(), Others()
+        self.cache, self.others, self.files = Cache(), Others(), Files()
         self._spec = spec(folder)
         self._scratch = Path(self._spec.scratch)
         self._scratch.mkdir()
@@ -101,7 +102,7 @@ class ServeHost:
         self.supervisor = Supervisor(self._spec, remove=str(self._scratch))
         self.events = self.supervisor.events
         root = Path(self._spec.cache_root)
-        self._start = Start("replica-0", self.cache, self.events, root, others=self.others)
+        self._start = Start("replica-0", self.cache, self.events, root, others=self.others, files=self.files)
         monkeypatch.setattr(serve_hook, "compile_key", lambda config: CompileKey({"model": "m"}))
         self.llm: Any = None
 
@@ -133,8 +134,9 @@ class ServeHost:
 
 
 HOSTS = {"fleet": FleetHost, "serve": ServeHost}
-# the fleet's fake engine has no processes to watch; Ray Serve LLM's server asks for the token, not its engine
-NOT_STEPS = {"fleet": ("begin", "started"), "serve": ("token",)}
+# the fleet's fake engine has no processes to watch; Ray Serve LLM's server asks for the token and waits for the
+# configuration, not its engine
+NOT_STEPS = {"fleet": ("begin", "started"), "serve": ("token", "configuration")}
 CASES = [(name, point) for name in HOSTS for point in POINTS if point.step not in NOT_STEPS[name]]
 
 

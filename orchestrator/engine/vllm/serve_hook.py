@@ -41,7 +41,11 @@ def hosting(plain: Any, supervisor: Supervisor, start: Start) -> Any:
                 log.pylogging_config_file, log.configure_logging = supervisor.logging_file, True
             make = super().__init__
             with start.launching():
-                restored = start.restore(lambda: compile_key(vllm_config))
+                try:
+                    restored = start.restore(lambda: compile_key(vllm_config))
+                except BaseException:
+                    supervisor.end()
+                    raise
                 launch(supervisor, lambda: make(vllm_config, *args, **kwargs), restored=restored)
             start.publish()
             receipt = start.receipt
