@@ -106,13 +106,14 @@ LONG: dict[str, tuple[str, ...]] = {
     "two services, a minute of load each; tests/unit/test_autoscale_check.py has the counting": (
         "ray/test_sweeps.py::test_the_simulated_service_is_set_beside_a_real_one",
     ),
-    "clusters of one and two nodes; test_weights.py has four, and what is sent": (
+    "clusters of one and two nodes; test_weights_nodes.py has four": (
         "ray/test_sweeps.py::test_what_a_models_origin_sends_is_measured",
     ),
-    "a cluster of four nodes each; test_weights.py has one of them in make test": (
-        "ray/test_weights.py::test_a_byte_that_is_wrong_at_a_peer_is_refused",
-        "ray/test_weights.py::test_a_restarted_directory_learns_what_is_where",
-        "ray/test_weights.py::test_an_origin_that_is_gone_is_told",
+    "in a cluster of four nodes; tests/unit/test_swarm.py and test_weights_store.py have these faults": (
+        "ray/test_weights_nodes.py::test_a_node_that_is_killed_leaves_the_others_whole",
+        "ray/test_weights_nodes.py::test_a_byte_that_is_wrong_at_a_peer_is_refused",
+        "ray/test_weights_nodes.py::test_a_restarted_directory_learns_what_is_where",
+        "ray/test_weights_nodes.py::test_an_origin_that_is_gone_is_told",
     ),
 }
 NAMES = frozenset(name for names in LONG.values() for name in names)
