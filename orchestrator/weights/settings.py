@@ -98,10 +98,14 @@ def weights_of(app: AppConfig) -> Weights | None:
     config = _config(app, listing)
     if not listing.is_folder:
         folder.check_config(config, paths.shown(origin), model, app.engine)
+    per_node = "$" in bounds.folder or bounds.folder.startswith("~")  # else one path, and workers are in other folders
     limits = Bounds(
-        bounds.folder, int(bounds.max_gib * 2**30), max(1, bounds.in_flight_mib // bounds.piece_mib // 2),
-        bounds.origin_readers, bounds.piece_timeout_s,
-    )  # fmt: skip
+        folder=bounds.folder if per_node else os.path.abspath(bounds.folder),
+        max_bytes=int(bounds.max_gib * 2**30),
+        streams=max(1, bounds.in_flight_mib // bounds.piece_mib // 2),
+        readers=bounds.origin_readers,
+        patience_s=bounds.piece_timeout_s,
+    )
     if listing.bytes > limits.max_bytes:
         raise ConfigError(
             f"{model.name} has {listing.bytes / 2**30:.1f} GiB, and weights.max_gib={bounds.max_gib:g}.",
