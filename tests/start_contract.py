@@ -195,6 +195,7 @@ def check(make: Callable[[], Host], name: str, point: Point, monkeypatch: pytest
         report = host.start()
         took = time.monotonic() - began
         assert report.receipt.outcome is point.outcome
+        assert not {"model", "node", "since", "expected"} & set(report.as_dict())  # the status board's own words
         assert point.reason in report.receipt.reason
         assert bool(report.receipt.reason) == bool(point.reason)
         assert 0.0 < report.first_token_s <= took

@@ -20,7 +20,7 @@ class StartReport:
         phases: where they went; their lengths add up to first_token_s.
         after_s: seconds from the first token to the report: publishing.
         size: what it had to bring up; None: not known.
-        model: how its files came to the node, with the fields of `weights.transfer.Brought`; None: they were there.
+        model_files: how they came to the node, with the fields of `weights.transfer.Brought`; None: they were there.
     """
 
     replica: str
@@ -31,7 +31,7 @@ class StartReport:
     pid: int
     after_s: float = 0.0
     size: Size | None = None
-    model: Mapping[str, Any] | None = None
+    model_files: Mapping[str, Any] | None = None
 
     def since_request(self, placement_s: float, whole_s: float, ahead_s: float = 0.0) -> StartReport:
         """The same, counted from the request, which another node's clock measured: only durations are compared.
@@ -61,6 +61,6 @@ class StartReport:
             "engine": self.facts.as_dict(),
             "pid": self.pid,
             "size": asdict(self.size) if self.size else None,
-            "model": dict(self.model) if self.model else None,
+            "model_files": dict(self.model_files) if self.model_files else None,
             "phases": [asdict(phase) for phase in self.phases],
         }

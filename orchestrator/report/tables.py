@@ -64,7 +64,7 @@ def timeline_table(data: dict[str, Any]) -> Table:
         lines = [f"{replicas[1]['replica']} answered {ratio:.1f} times sooner than {replicas[0]['replica']}."]
     else:
         lines = []
-    lines += [f"{r['replica']}: {line}" for r in replicas if (line := model_line(r.get("model")))]
+    lines += [f"{r['replica']}: {line}" for r in replicas if (line := model_line(r.get("model_files")))]
     lines += [f"{r['replica']}: {r['receipt']['reason']}" for r in replicas if r["receipt"].get("reason")]
     lines += [f"{r['replica']}: {note}" for r in replicas for note in r["receipt"].get("notes", ())]
     table.caption = Text("\n".join(lines)) if lines else None

@@ -162,6 +162,7 @@ def test_load_brings_a_second_replica_that_compiles_nothing(service: Service) ->
     assert failures == []
     found = service.status()
     assert sorted(r["receipt"]["outcome"] for r in found["replicas"]) == ["compiled", "hit"]
+    assert {r["model"] for r in found["replicas"]} == {MODEL}
     assert len(found["graphs"]) == 1
     second = next(r for r in found["replicas"] if r["receipt"]["outcome"] == "hit")
     assert (second["engine"]["loaded"], second["engine"]["compiled"]) == (1, 0)

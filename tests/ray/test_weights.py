@@ -40,9 +40,10 @@ def test_a_bucket_is_an_origin_and_a_replica_waits_for_it(
     with Fleet(plan, cache, HANG_S, weights=replace(weights, needed="it is not asked for here")) as fleet:
         first, second = fleet.start()
         assert files(Path(weights.path)) == files(model)
-    assert (first.model["origin_bytes"], second.model["disk_bytes"]) == (weights.listing.bytes, weights.listing.bytes)
+    came = (first.model_files["origin_bytes"], second.model_files["disk_bytes"])
+    assert came == (weights.listing.bytes, weights.listing.bytes)
     assert {"model files", "model transfer"} <= {phase.name for phase in first.phases}
-    assert not any("secret" in text for text in map(str, (weights.path, first.model, *Path(weights.folder).iterdir())))
+    assert not any("secret" in str(told) for told in (weights.path, first.as_dict(), *Path(weights.folder).iterdir()))
     with pytest.raises(ConfigError, match="divide"):
         weights_of(make_app(*words, "engine.tensor_parallel_size=3"))
     files_there.delete_file(f"{root}/m/config.json")
