@@ -80,13 +80,9 @@ def serving(origin: Origin) -> Iterator[str]:
 
         def _object(self, file: Path) -> None:
             size = file.stat().st_size
-            first, last, wanted = 0, size - 1, self.headers.get("Range")
-            headers = {"Last-Modified": _WHEN_HTTP, "ETag": '"x"'}
-            if wanted:
-                begin, end = wanted.removeprefix("bytes=").split("-")
-                first, last = int(begin), min(int(end or last), last)
-                headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-            self._head(206 if wanted else 200, {**headers, "Content-Length": str(last + 1 - first)})
+            status, first, last, headers = part(self.headers.get("Range"), size)
+            known = {"Last-Modified": _WHEN_HTTP, "ETag": '"x"', "Content-Length": str(last + 1 - first)}
+            self._head(status, known | headers)
             if self.command == "HEAD":
                 return
             with file.open("rb") as stream:
@@ -114,3 +110,12 @@ def serving(origin: Origin) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def part(wanted: str | None, size: int) -> tuple[int, int, int, dict[str, str]]:
+    """What an HTTP request's `Range` asks of `size` bytes: status, first byte, last byte, and headers of the answer."""
+    if not wanted:
+        return 200, 0, size - 1, {}
+    begin, end = wanted.removeprefix("bytes=").split("-")
+    first, last = int(begin), min(int(end or size - 1), size - 1)
+    return 206, first, last, {"Content-Range": f"bytes {first}-{last}/{size}"}

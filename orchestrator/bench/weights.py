@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from orchestrator.config import AppConfig
 from orchestrator.progress import Say
 from orchestrator.weights import node
 from orchestrator.weights.listing import look
-from orchestrator.weights.settings import Bounds, Weights
+from orchestrator.weights.settings import Weights, bounds_of
 
 _DISK = "ORCHESTRATOR_BENCH_DISK"  # each node's own
 _FILES = 4  # of weights
@@ -66,10 +66,8 @@ def _one(app: AppConfig, folder: Path, way: str) -> dict[str, Any]:
     origin = Origin(folder / "origin", app.bench.origin_mb_per_s * 1e6)
     name = f"bench-{way}-{time.monotonic_ns()}"
     with serving(origin) as uri:
-        bounds = app.weights
-        streams = max(1, bounds.in_flight_mib // bounds.piece_mib // 2)
-        limits = Bounds(f"${_DISK}/{name}", 1 << 50, streams, bounds.origin_readers, bounds.piece_timeout_s)
-        weights = Weights(look("bench", uri, bounds.piece_mib << 20), limits, str(folder / "key"), name)
+        limits = replace(bounds_of(app.weights), folder=f"${_DISK}/{name}", max_bytes=1 << 50)
+        weights = Weights(look("bench", uri, app.weights.piece_mib << 20), limits, str(folder / "key"), name)
         began = time.monotonic()
         found = _everywhere(weights, way == "alone")
         whole_s = time.monotonic() - began
@@ -99,7 +97,7 @@ def _everywhere(weights: Weights, alone: bool) -> list[dict[str, Any]]:
 
     def bring() -> dict[str, Any]:
         own = replace(weights, namespace=f"{weights.namespace}-{os.environ[_DISK]}") if alone else weights
-        return dict(ray.get(node.here(own.namespace).bring.remote(own)).as_dict())
+        return asdict(ray.get(node.here(own.namespace).bring.remote(own)))
 
     names = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
     task = ray.remote(bring)
@@ -116,9 +114,8 @@ def _several(nodes: int, folder: Path, object_store: int) -> Iterator[None]:
     def settings(number: int) -> dict[str, Any]:
         disk = folder / f"disk-{number}"
         disk.mkdir(exist_ok=True)
-        ports = ray_start.free_ports(len(ray_start.AGENT_PORTS))
-        agents = dict(zip(ray_start.AGENT_PORTS, ports, strict=True))
-        return {"num_cpus": 1, "object_store_memory": object_store, "env_vars": {_DISK: str(disk)}, **agents}
+        own = {"env_vars": {_DISK: str(disk)}, **ray_start.agent_ports()}
+        return {"num_cpus": 1, "object_store_memory": object_store, **own}
 
     with ray_start.told_raylets():
         cluster = Cluster(initialize_head=True, head_node_args=settings(0))

@@ -70,7 +70,7 @@ def start(say: Say, **arguments: Any) -> None:
         began = time.time()
         say("cluster", "starting Ray" + (", once more" if attempt > 1 else ""))
         try:
-            with _given(free_ports(len(AGENT_PORTS))), _told_later(say):
+            with _given(agent_ports()), _told_later(say):
                 ray.init(address="local", **arguments)
         except (TypeError, ValueError):
             raise  # wrong arguments stay wrong
@@ -98,6 +98,11 @@ def _told_later(say: Say) -> Iterator[None]:
         yield
     finally:
         later.cancel()
+
+
+def agent_ports() -> dict[str, int]:
+    """Ports for a node's agents, which need not choose them then: Ray's parameter -> port."""
+    return dict(zip(AGENT_PORTS, free_ports(len(AGENT_PORTS)), strict=True))
 
 
 def free_ports(count: int) -> list[int]:
@@ -137,7 +142,7 @@ def log_says(began: float) -> str:
 
 
 @contextmanager
-def _given(ports: list[int]) -> Iterator[None]:
+def _given(ports: dict[str, int]) -> Iterator[None]:
     """Ports for the agents of the Ray that starts meanwhile; `ray.init` has no arguments for them."""
     if not compat.on(features.RAY_PORTS):
         yield  # another Ray: as it does by itself
@@ -146,7 +151,7 @@ def _given(ports: list[int]) -> Iterator[None]:
     def with_ports(plain: Any) -> Any:
         class WithPorts(plain):  # type: ignore[misc]
             def __init__(self, *words: Any, **named: Any) -> None:
-                super().__init__(*words, **{**named, **dict(zip(AGENT_PORTS, ports, strict=True))})
+                super().__init__(*words, **{**named, **ports})
 
         return WithPorts
 

@@ -101,12 +101,8 @@ class Creation:
                     errors.append(report)
                     continue
                 self._progress(start.name, "ready")
-                yield (
-                    start.name,
-                    report.since_request(
-                        start.placed - start.requested - start.ahead_s, arrived - start.requested, start.ahead_s
-                    ),
-                )
+                placement_s = start.placed - start.requested - start.ahead_s
+                yield start.name, report.since_request(placement_s, arrived - start.requested, start.ahead_s)
             questions = {ref: start for ref, start in questions.items() if start.report in running}
             for ref in _there(questions):
                 with suppress(RayError):  # the start itself tells what is wrong

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator import models, timeline
 from orchestrator.engine import Chunk, Engine, Sampling, create
+from orchestrator.engine.contract import CompileKey
 from orchestrator.engine.start import Start
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import reaper
@@ -78,8 +79,7 @@ class Replica:
         """
         try:
             with self._start.launching():
-                await asyncio.to_thread(self._start.configuration)
-                key = await asyncio.to_thread(self._engine.prepare)
+                key = await self._compile_key()
                 restored = await asyncio.to_thread(self._start.restore, lambda: key)
                 await self._engine.start(restored=restored)
                 async for _ in self._engine.generate(_PROBE, Sampling(max_tokens=1), f"{self.plan.name}-probe"):
@@ -99,8 +99,7 @@ class Replica:
         """
         try:
             with self._start.launching():
-                await asyncio.to_thread(self._start.configuration)
-                key = await asyncio.to_thread(self._engine.prepare)
+                key = await self._compile_key()
                 there = self._files is not None and self._files.there()
                 if not there and not await asyncio.to_thread(self._start.restore, lambda: key):
                     await self._engine.start()
@@ -129,6 +128,11 @@ class Replica:
         self._requests += 1
         async for chunk in self._engine.generate(prompt, sampling, f"{self.plan.name}-{self._requests}"):
             yield chunk
+
+    async def _compile_key(self) -> CompileKey:
+        """Make the engine's configuration, once the model's is here."""
+        await asyncio.to_thread(self._start.configuration)
+        return await asyncio.to_thread(self._engine.prepare)
 
     async def check_health(self) -> None:
         """Return if the engine can generate; raises EngineDeadError if not."""

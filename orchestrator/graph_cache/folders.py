@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from pathlib import Path
 
 _TRIES = 10
+_GONE = ".gone-"
 
 
 def make_private(folder: Path) -> None:
@@ -23,3 +27,20 @@ def make_private(folder: Path) -> None:
         except FileNotFoundError:  # an empty one above was just removed, by a replica that ended
             if not left:
                 raise
+
+
+def remove_whole(copy: Path) -> None:
+    """Remove a folder, away under another name first: nobody finds half a copy.
+
+    Raises:
+        OSError: it is not there, or cannot be moved.
+    """
+    doomed = copy.with_name(f"{_GONE}{copy.name[:16]}-{os.getpid()}-{time.monotonic_ns()}")
+    copy.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Remove what a killed process was removing by `remove_whole`."""
+    for doomed in folder.glob(f"{_GONE}*"):
+        shutil.rmtree(doomed, ignore_errors=True)

@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import os
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,10 +20,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from orchestrator.graph_cache import bundle
-from orchestrator.graph_cache.folders import make_private
+from orchestrator.graph_cache.folders import make_private, remove_left_overs, remove_whole
 
 _LOCK_S = 120.0
-_GONE = ".gone-"
 
 
 def name_of(digest: str, key: bytes) -> str:
@@ -92,7 +90,7 @@ class NodeCopies:
             with suppress(OSError):
                 total += sum(f.stat().st_size for f in copy.rglob("*") if f.is_file())
                 if total > self.max_bytes and copy != keep:
-                    _remove_whole(copy)
+                    remove_whole(copy)
 
     def _remove_left_overs(self) -> None:
         """What killed processes were installing, which nobody does who has not the lock, and removing."""
@@ -100,15 +98,7 @@ class NodeCopies:
             name = staging.name.removeprefix(bundle.STAGING).rpartition("-")[0]
             with suppress(OSError, Timeout), FileLock(self.folder / f"{name}.lock", timeout=0):
                 shutil.rmtree(staging, ignore_errors=True)
-        for doomed in self.folder.glob(f"{_GONE}*"):
-            shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _remove_whole(copy: Path) -> None:
-    """Away under another name first: nobody finds half a copy."""
-    doomed = copy.with_name(f"{_GONE}{copy.name[:16]}-{os.getpid()}-{time.monotonic_ns()}")
-    copy.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+        remove_left_overs(self.folder)
 
 
 def _is_ours(folder: Path) -> bool:

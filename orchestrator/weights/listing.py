@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -136,7 +136,7 @@ def read(listing: Listing, piece: Piece) -> bytes:
     Raises:
         OSError: it cannot be read, or the file is not the one that was listed.
     """
-    files, root = open_files(listing.origin)
+    files, root = _files(listing.origin)
     path = f"{root}/{piece.file}"
     known = next(file for file in listing.files if file.name == piece.file)
     (info,) = files.get_file_info([path])
@@ -148,6 +148,12 @@ def read(listing: Listing, piece: Piece) -> bytes:
     if len(data) != piece.length:
         raise OSError(f"{piece.file} ends {piece.length - len(data)} bytes too early at its origin")
     return data
+
+
+@lru_cache(maxsize=16)
+def _files(origin: str) -> tuple[fs.FileSystem, str]:
+    """Opened once: an object store's client has connections that pieces share."""
+    return open_files(origin)
 
 
 def _opened(files: fs.FileSystem, path: str) -> Any:

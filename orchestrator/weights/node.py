@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.singletons import cluster_wide
 from orchestrator.graph_cache import bundle
 from orchestrator.weights.directory import CODE
 from orchestrator.weights.listing import Listing
@@ -94,12 +95,9 @@ class _Peers:
 def here(namespace: str) -> Any:
     """This node's actor, started if there is none. It uses no CPU of the cluster's and outlives its driver."""
     node = ray.get_runtime_context().get_node_id()
-    options: dict[str, Any] = {
-        "name": _name(node),
-        "namespace": namespace,
-        "get_if_exists": True,
-        "lifetime": "detached",
-        "num_cpus": 0,
+    options = cluster_wide(_name(node), namespace) | {
+        "max_restarts": 0,  # who needs it asks for it anew
+        "max_task_retries": 0,
         "max_concurrency": _THREADS,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
     }

@@ -23,13 +23,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from orchestrator.graph_cache.folders import make_private
+from orchestrator.graph_cache.folders import make_private, remove_left_overs, remove_whole
 from orchestrator.weights.listing import Listing, Piece
 
 _PIECES = ".pieces"
 _USED = ".used"
 _LOCK = ".lock"
-_GONE = ".gone-"
 _THREADS = 8
 
 
@@ -125,8 +124,7 @@ class NodeStore:
 
     def make_room(self, listing: Listing) -> None:
         """Remove copies until this one fits: the least recently used first, and none in use."""
-        for doomed in self.folder.glob(f"{_GONE}*"):
-            shutil.rmtree(doomed, ignore_errors=True)
+        remove_left_overs(self.folder)
         lists = sorted(self.folder.glob(f"*{_PIECES}"), key=lambda file: file.stat().st_mtime)
         others = {name: _size(self.folder / name) for f in lists if (name := f.stem) != listing.version}
         room = self._max_bytes - listing.bytes - sum(others.values())
@@ -140,10 +138,8 @@ class NodeStore:
         handle = os.open(self.folder / f"{version}{_USED}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            doomed = self.folder / f"{_GONE}{version}"
             (self.folder / f"{version}{_PIECES}").unlink(missing_ok=True)
-            (self.folder / version).rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove_whole(self.folder / version)
         except OSError:
             return False
         finally:

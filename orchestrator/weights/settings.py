@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator import models, paths
-from orchestrator.config import AppConfig, ModelConfig, ModelSource
+from orchestrator.config import AppConfig, ModelConfig, ModelSource, WeightsConfig
 from orchestrator.errors import ConfigError, ModelError, one_line
 from orchestrator.models import folder, weights_needed
 from orchestrator.weights.listing import File, Listing, look, read_file
@@ -60,10 +60,8 @@ class Weights:
     def from_plain(cls, found: Mapping[str, Any]) -> Weights:
         """What `plain` gave."""
         listed = found["listing"]
-        files = tuple(File(**file) for file in listed["files"])
-        return cls(
-            Listing(**{**listed, "files": files}), Bounds(**found["bounds"]), found["key_file"], found["namespace"]
-        )
+        listing = Listing(**{**listed, "files": tuple(File(**file) for file in listed["files"])})
+        return cls(**{**found, "listing": listing, "bounds": Bounds(**found["bounds"])})
 
     @property
     def folder(self) -> str:
@@ -98,14 +96,7 @@ def weights_of(app: AppConfig) -> Weights | None:
     config = _config(app, listing)
     if not listing.is_folder:
         folder.check_config(config, paths.shown(origin), model, app.engine)
-    per_node = "$" in bounds.folder or bounds.folder.startswith("~")  # else one path, and workers are in other folders
-    limits = Bounds(
-        folder=bounds.folder if per_node else os.path.abspath(bounds.folder),
-        max_bytes=int(bounds.max_gib * 2**30),
-        streams=max(1, bounds.in_flight_mib // bounds.piece_mib // 2),
-        readers=bounds.origin_readers,
-        patience_s=bounds.piece_timeout_s,
-    )
+    limits = bounds_of(bounds)
     if listing.bytes > limits.max_bytes:
         raise ConfigError(
             f"{model.name} has {listing.bytes / 2**30:.1f} GiB, and weights.max_gib={bounds.max_gib:g}.",
@@ -113,6 +104,18 @@ def weights_of(app: AppConfig) -> Weights | None:
         )
     needed = "none travel" if made_up else weights_needed.why_by(config, [f.name for f in listing.files], app.engine)
     return Weights(listing, limits, app.graph_cache.key_file, app.cluster.namespace, needed)
+
+
+def bounds_of(config: WeightsConfig) -> Bounds:
+    """The limits that the settings give; half of what may be in flight is for what comes, half for what goes."""
+    per_node = "$" in config.folder or config.folder.startswith("~")  # else one path, and workers are in other folders
+    return Bounds(
+        folder=config.folder if per_node else os.path.abspath(config.folder),
+        max_bytes=int(config.max_gib * 2**30),
+        streams=max(1, config.in_flight_mib // config.piece_mib // 2),
+        readers=config.origin_readers,
+        patience_s=config.piece_timeout_s,
+    )
 
 
 def _on_the_hub(model: ModelConfig) -> str:

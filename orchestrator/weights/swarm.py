@@ -16,7 +16,7 @@ _TRIED = 64  # pieces that are looked at for one that somebody can give now
 
 @dataclass(frozen=True)
 class Errand:
-    """A piece to fetch: its number, from which node ("": the origin), and its SHA-256 (hex), where it is known."""
+    """A piece to fetch: its number, from which node ("": the origin), and its digest, where one is known."""
 
     piece: int
     source: str
@@ -60,7 +60,7 @@ class Swarm:
         self._random = random.Random(0)
 
     def join(self, node: str, held: Mapping[int, str]) -> list[int]:
-        """A node comes, with pieces that it has: number -> SHA-256.
+        """A node comes, with pieces that it has: number -> digest (see `NodeStore.digest`).
 
         Returns:
             Those that are not what the others have: it has to fetch them.
@@ -93,10 +93,6 @@ class Swarm:
             self._end(piece, source)
         for piece in known.has:
             self._lost(node, piece)
-
-    def empty(self) -> bool:
-        """Does nobody want it or have it?"""
-        return not self._nodes
 
     def complete(self, node: str) -> bool:
         """Has it all pieces?"""

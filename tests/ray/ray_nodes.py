@@ -42,7 +42,7 @@ def end(*raylets: subprocess.Popen[Any]) -> None:
 
 def agents() -> dict[str, int]:
     """For `Cluster` and its `add_node`: ports that a node's agents need not choose."""
-    return dict(zip(ray_start.AGENT_PORTS, ray_start.free_ports(len(ray_start.AGENT_PORTS)), strict=True))
+    return ray_start.agent_ports()
 
 
 def flags(*, head: bool = False) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def on(node_id: str, weights: Weights) -> Any:
     """Bring a model to a node; returns the call."""
 
     def bring() -> tuple[dict[str, Any], str]:  # local, so that it travels by value
-        return ray.get(node.here(weights.namespace).bring.remote(weights)).as_dict(), weights.path
+        return asdict(ray.get(node.here(weights.namespace).bring.remote(weights))), weights.path
 
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return ray.remote(bring).options(num_cpus=0, scheduling_strategy=there, max_retries=0).remote()

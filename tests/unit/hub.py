@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.bench.origin import part
+
 COMMIT = "c0ffee" * 6 + "cafe"
 ID = "someone/model"
 
@@ -42,15 +44,11 @@ def running(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
         def _file(self, file: Path) -> None:
             data = file.read_bytes()
-            first, last = 0, len(data) - 1
             if wanted := self.headers.get("Range"):
                 asked.append(f"{file.name} {wanted}")
-                begin, end = wanted.removeprefix("bytes=").split("-")
-                first, last = int(begin), min(int(end or last), last)
-            headers = {"ETag": '"x"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            if wanted:
-                headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-            self._answer(206 if wanted else 200, data[first : last + 1], headers)
+            status, first, last, headers = part(wanted, len(data))
+            known = {"ETag": '"x"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            self._answer(status, data[first : last + 1], known | headers)
 
         def _json(self, found: Any, status: int = 200) -> None:
             more = {"X-Error-Code": "RepoNotFound"} if status == 404 else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,5 +64,7 @@ def test_a_model_that_travels_has_one_path_and_is_told_to_the_replicas(make_app,
     assert prepared.folders == {"m": weights.path}
     llm = serve_app.llm_config(app, weights.path, weights)
     assert Weights.from_plain(json.loads(json.dumps(llm.callback_config.callback_kwargs["model_files"]))) == weights
+    needed = replace(weights, needed="its weights are quantised (config.json)")
+    assert Weights.from_plain(json.loads(json.dumps(needed.plain()))) == needed
     with pytest.raises(ConfigError, match="one path for all nodes"):
         serve_app.prepare(make_app(*words, "weights.folder=$DISK/w"), lambda who, what: None)
