@@ -68,6 +68,7 @@ class ColdStartConfig:
     kv_update: KvUpdate = KvUpdate.layer_index
     trace_once: bool = True  # Dynamo traces one layer of each kind, and stamps out the others
     share_graphs: bool = True
+    share_kernels: bool = True  # on GPUs, with share_graphs: Triton's kernels, tuning results, ... travel with graphs
     quick_cpu_probe: bool = True  # with preload: ask the compiler for its flags, build no programs to see what runs
     short_profile: bool = True  # with preload, on CPU: graphs restored, KV-cache size set: profile a few tokens only
     share_weights: bool = False  # a model's origin is read once; nodes get its files from each other; see WeightsConfig

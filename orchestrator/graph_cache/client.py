@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from orchestrator import paths
 from orchestrator.errors import ArtifactRefused
-from orchestrator.graph_cache import bundle, key
+from orchestrator.graph_cache import bundle, kernel_caches, key
 from orchestrator.graph_cache.node_cache import NodeCopies, name_of
 from orchestrator.graph_cache.restore_result import Outcome, Receipt
 from orchestrator.graph_cache.settings import CacheSettings
@@ -45,6 +45,7 @@ class GraphCacheClient:
     events: EventLog
     _factors: Mapping[str, str] = field(default_factory=dict)
     _leads: bool = False
+    _brought: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.registry = self.settings.registry
@@ -78,6 +79,7 @@ class GraphCacheClient:
 
     def publish(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> Receipt:
         """Judge the receipt by what vLLM reported, and publish what was compiled as leader. Never raises."""
+        receipt = replace(receipt, kernels=kernel_caches.told(self._brought, cache_root))
         if receipt.restored:
             if facts.loaded and not facts.compiled:
                 return receipt
@@ -169,7 +171,9 @@ class GraphCacheClient:
             return payload
 
         copies = NodeCopies(settings.node_folder, settings.node_bytes)
-        copies.link(name_of(digest, signing_key), cache_root, fetch, settings.limits)
+        name = name_of(digest, signing_key)
+        copies.link(name, cache_root, fetch, settings.limits)
+        self._brought = kernel_caches.spread((cache_root or copies.folder / name) / kernel_caches.PART, cache_root)
         return source
 
     def _fetch(self, key: str, answer: dict[str, Any]) -> tuple[memoryview, str]:
@@ -229,6 +233,7 @@ class GraphCacheClient:
             "publisher": self.replica,
             "facts": {"kv_tokens": facts.kv_tokens, "compile_s": facts.compile_s},
         }
+        folders += kernel_caches.collect(cache_root, self.settings.limits)
         return bundle.pack(cache_root, folders, bundle.signing_key(self.settings.key_file), known)
 
     def _heartbeat(self, receipt: Receipt) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -21,7 +22,14 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the graph cache did for one start, in the end judged by what vLLM itself reported."""
+    """What the graph cache did for one start, in the end judged by what vLLM itself reported.
+
+    Attributes:
+        source: of a hit: "node" (installed there already), "memory" (the object store), "store" (durable).
+        notes: what of ours was off in this start, and why; see compat.
+        kernels: by the name of a kernel cache: how many folders of it were `brought` with the graphs, how many this
+            start `made`, and `why` none was brought; see kernel_caches.
+    """
 
     outcome: Outcome
     reason: str = ""
@@ -31,9 +39,10 @@ class Receipt:
     seconds: float = 0.0
     waited_s: float = 0.0
     published: bool = False
-    source: str = ""  # of a hit: "node" (installed there already), "memory" (the object store), "store" (durable)
+    source: str = ""
     nearest: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # what of ours was off in this start, and why; see compat
+    notes: tuple[str, ...] = ()
+    kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def restored(self) -> bool:

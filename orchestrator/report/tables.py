@@ -65,6 +65,7 @@ def timeline_table(data: dict[str, Any]) -> Table:
     else:
         lines = []
     lines += [f"{r['replica']}: {line}" for r in replicas if (line := model_line(r.get("model_files")))]
+    lines += [f"{r['replica']}: {line}" for r in replicas for line in kernel_lines(r["receipt"].get("kernels") or {})]
     lines += [f"{r['replica']}: {r['receipt']['reason']}" for r in replicas if r["receipt"].get("reason")]
     lines += [f"{r['replica']}: {note}" for r in replicas for note in r["receipt"].get("notes", ())]
     table.caption = Text("\n".join(lines)) if lines else None
@@ -79,6 +80,15 @@ def model_line(brought: Mapping[str, Any] | None) -> str:
     parts = [f"{brought[field] / 1e6:.1f} MB {where}" for where, field in named.items() if brought[field]]
     refused = [f"refused: {what}" for what in brought["refused"]]
     return "; ".join([f"the model in {brought['seconds']:.1f} s, {', '.join(parts) or 'empty'}", *refused])
+
+
+def kernel_lines(kernels: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How a start came by its kernels, tuning results and plans, a line for each kind; none on CPUs."""
+    return [
+        f"{name}: {found.get('brought', 0)} came with the graphs, {found.get('made', 0)} made here"
+        + (f" ({found['why']})" if found.get("why") else "")
+        for name, found in kernels.items()
+    ]
 
 
 def answers_table(data: dict[str, Any]) -> Table:

@@ -20,12 +20,13 @@ from orchestrator.engine.arguments import additional_config
 from orchestrator.engine.start import Start
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context, serve_hook
-from orchestrator.engine.vllm.supervisor import Supervisor, vllms_own_cache
+from orchestrator.engine.vllm.supervisor import Supervisor
 from orchestrator.errors import ConfigError
 from orchestrator.fleet.multi_node import MultiNode
 from orchestrator.fleet.plan import engine_spec
 from orchestrator.graph_cache.client import GraphCacheClient
 from orchestrator.graph_cache.folders import make_private
+from orchestrator.graph_cache.kernel_caches import vllms_own_cache
 from orchestrator.graph_cache.settings import cache_settings
 from orchestrator.weights.arrival import Arrival
 from orchestrator.weights.settings import Weights

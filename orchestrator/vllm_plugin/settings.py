@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 NAME = "orchestrator"
+KERNELS_USED = "ORCHESTRATOR_KERNELS_USED"  # a variable: the folder in which triton_cache.py notes what was asked for
 KV_UPDATE_MODES = ("layer_index", "layer_name", "split", "inline")
 logger = logging.getLogger(f"vllm.{NAME}")  # below "vllm", so that vLLM's own handlers print it
 

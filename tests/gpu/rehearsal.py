@@ -18,6 +18,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from tests.gpu import kernels
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ENGINE, SERVICE = "orchestrator.engine.vllm.zygote_imports", "orchestrator.serve.zygote_imports"
@@ -45,6 +47,7 @@ def main() -> int:
         ("what modules keep of the GPUs", *same(plain, engine)),
         ("a fork asks for itself", engine.get("fork", "") == plain.get("asked"), engine.get("fork", "")),
         ("Triton's digest is known to forks", engine.get("triton") == "remembered", engine.get("triton", "")),
+        ("Triton's kernels travel", *kernels.travel()),
     ]
     for step, right, result in steps:
         print(f"{'ok   ' if right else 'WRONG'}  {step:32}  {result}")

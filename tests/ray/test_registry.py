@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from orchestrator.cli import main
-from orchestrator.graph_cache import bundle, key, registry_actor
+from orchestrator.graph_cache import bundle, kernel_caches, key, registry_actor
 from orchestrator.graph_cache import entry as module
 from orchestrator.graph_cache.client import AOT_FOLDER, GraphCacheClient
 from orchestrator.graph_cache.registry import Registry
@@ -24,7 +24,7 @@ from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.graph_cache.store import Store
 from orchestrator.serve import status_board
 from orchestrator.serve.status_board import Board
-from orchestrator.timeline import EventLog
+from orchestrator.timeline import EngineFacts, EventLog
 from tests.waiting import HANG_S, wait_for
 
 HERD = 64
@@ -434,6 +434,33 @@ def test_who_finds_nothing_where_it_was_told_to_look_asks_again(cache, tmp_path:
     assert (receipt.outcome, receipt.generation) == (Outcome.compiled, 2), receipt.reason  # it leads
     client.abandon(receipt)
     ray.kill(small)
+
+
+def test_kernels_come_with_graphs(cache, tmp_path: Path, monkeypatch) -> None:
+    """What a start on one node made besides graphs lies where another node's engines look for it."""
+    factors, one, two = {"model": "m"}, tmp_path / "one", tmp_path / "two"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(one / "triton"))
+    monkeypatch.setenv(kernel_caches.NODE_ROOT, str(one / "vllm"))
+    publisher = GraphCacheClient(cache, "publisher", EventLog(os.devnull))
+    receipt = publisher.restore(factors, one / "root")
+    for file in (one / "root" / AOT_FOLDER / "x" / "model", one / "triton" / "KEY" / "add.cubin"):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"made")
+    kernel_caches.begin(one / "root")
+    (one / "root" / kernel_caches.USED / "KEY").touch()
+    os.utime(one / "triton" / "KEY" / "add.cubin", (time.time() + 9, time.time() + 9))
+    receipt = publisher.publish(receipt, EngineFacts(compiled=1, saved=["model"]), one / "root")
+    assert receipt.published
+    assert receipt.kernels == {"Triton kernels": {"brought": 0, "made": 1}}
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(two / "triton"))
+    monkeypatch.setenv(kernel_caches.NODE_ROOT, str(two / "vllm"))
+    client = GraphCacheClient(replace(cache, node_folder=str(two / "node")), "r1", EventLog(os.devnull))
+    assert client.install_ahead(receipt.key)
+    assert (two / "triton" / "KEY" / "add.cubin").read_bytes() == b"made"
+    receipt = client.restore(factors, two / "root")
+    assert receipt.restored
+    receipt = client.publish(receipt, EngineFacts(loaded=1), two / "root")
+    assert receipt.kernels == {"Triton kernels": {"brought": 1}}
 
 
 def test_a_herd_on_a_real_cluster(cache, tmp_path: Path, record_property) -> None:

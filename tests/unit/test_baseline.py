@@ -9,8 +9,8 @@ import pytest
 from orchestrator.bench import baseline, startup
 from orchestrator.cluster.shape import ClusterShape, Node
 from orchestrator.config import AppConfig, Device, sources
-from orchestrator.engine.vllm import supervisor
 from orchestrator.fleet.plan import Plan, make_plan
+from orchestrator.graph_cache import kernel_caches
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_on_gpus_stock_is_as_on_gpus(app: AppConfig) -> None:
 
 def test_a_service_without_sharing_uses_vllms_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
-    assert supervisor.vllms_own_cache() == tmp_path
+    assert kernel_caches.vllms_own_cache() == tmp_path
     monkeypatch.delenv("VLLM_CACHE_ROOT")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert supervisor.vllms_own_cache() == tmp_path / "vllm"
+    assert kernel_caches.vllms_own_cache() == tmp_path / "vllm"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from contextlib import suppress
@@ -13,11 +14,16 @@ from orchestrator import compat, paths, timeline
 from orchestrator.cluster import machine
 from orchestrator.engine.contract import EngineSpec
 from orchestrator.engine.vllm import fork_context, reaper, short_profile
-from orchestrator.vllm_plugin.settings import logger
+from orchestrator.errors import one_line
+from orchestrator.graph_cache import kernel_caches
+from orchestrator.vllm_plugin.settings import KERNELS_USED, logger
 
 # vLLM may take ten minutes to notice a worker that failed in its start; we give it these seconds.
 GRACE_S = 3.0
 _LOGGING = ("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH")  # a user's
+_MANAGER = "TRITON_CACHE_MANAGER"
+_RECORDER = "orchestrator.vllm_plugin.triton_cache:RecordingCacheManager"
+_COPIED = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 _NAME = 36  # characters of a socket's name, a UUID
 
 
@@ -48,8 +54,8 @@ class Supervisor:
         self._said = f"{' and '.join(taken)} gave way to our own, which reads vLLM's log" if taken else ""
         self.logging_file = timeline.write_logging_config(self.spec.events_file)
         os.environ.update(self.spec.env)
-        if not (self.spec.cpu or self.spec.stock):
-            _share_kernels(Path(self.spec.cache_root))
+        if self._on_gpus:
+            _keep_on_node(Path(self.spec.cache_root))
         if ray.is_initialized():  # EngineCore joins it, with vLLM's Ray executor; without an address it starts another
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         os.environ.update(
@@ -75,7 +81,9 @@ class Supervisor:
         if not self.spec.stock:
             compat.check()
             compat.tell()
-        if self.spec.preload or not (self.spec.cpu or self.spec.stock):
+        if self._on_gpus and self.spec.share_kernels:
+            self._record_kernels()
+        if self.spec.preload or self._on_gpus:
             fork_context.inspect_models_here()
 
     def begin(self, *, restored: bool) -> None:
@@ -88,6 +96,8 @@ class Supervisor:
             os.environ[fork_context.CPU_PROBE] = "known" if restored else "flags"
         if self.spec.cpu and self.spec.short_profile and restored:
             os.environ[short_profile.VARIABLE] = "1"
+        if self._on_gpus and self.spec.share_kernels:
+            kernel_caches.begin(Path(self.spec.cache_root))
         self._watch()
         self._deadline = time.monotonic() + self.spec.start_timeout_s
 
@@ -147,30 +157,45 @@ class Supervisor:
             self._reaper.over()  # last, for this process may be cut short at its exit
             self._reaper = None
 
+    @property
+    def _on_gpus(self) -> bool:
+        """It is an engine of ours, on GPUs."""
+        return not (self.spec.cpu or self.spec.stock)
+
+    def _record_kernels(self) -> None:
+        """Have Triton note which kernels this engine asks for, so that these travel with its graphs."""
+        if os.environ.setdefault(_MANAGER, _RECORDER) != _RECORDER:
+            logger.warning("%sTriton's kernels do not travel: %s is set already", compat.PREFIX, _MANAGER)
+            return
+        try:
+            importlib.import_module(_RECORDER.partition(":")[0])
+        except Exception as error:
+            del os.environ[_MANAGER]
+            logger.warning("%sTriton's kernels do not travel: %s", compat.PREFIX, one_line(error))
+            return
+        os.environ[KERNELS_USED] = f"{self.spec.cache_root}/{kernel_caches.USED}"
+
     def _watch(self) -> None:
         if self._reaper is None:
             self._reaper = reaper.start_reaper(self._marker, self._remove)
 
 
-def vllms_own_cache() -> Path:
-    """vLLM's own cache folder, as vLLM finds it; it is not imported yet."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "vllm")
-    return Path(os.environ.get("VLLM_CACHE_ROOT", default)).expanduser()
-
-
-def _share_kernels(root: Path) -> None:
-    """Let a GPU's engines keep what is no part of a bundle where stock vLLM has it, for all of the node.
+def _keep_on_node(root: Path) -> None:
+    """Let a GPU's engines keep what they make besides graphs where stock vLLM has it, for all of the node.
 
     In a cache root of an engine's own it would be made again at each start: Triton's kernels of vLLM's model runner
-    (20 s), DeepGEMM's, what FlashInfer has tuned, and what vLLM knows of model classes.
+    (20 s), DeepGEMM's, what FlashInfer has tuned, and what vLLM knows of model classes. Ranks that are Ray actors get
+    these variables too, whichever of its executors vLLM takes.
 
     Args:
         root: what becomes VLLM_CACHE_ROOT; the environment still has the node's.
     """
-    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
-    node = vllms_own_cache()
-    os.environ.setdefault("TRITON_CACHE_DIR", f"{home}/.triton/cache")
-    os.environ.setdefault("DG_JIT_CACHE_DIR", f"{node}/deep_gemm")
+    node = kernel_caches.vllms_own_cache()
+    os.environ["TRITON_CACHE_DIR"] = str(kernel_caches.triton_folder())
+    os.environ["DG_JIT_CACHE_DIR"] = str(kernel_caches.deep_gemm_folder())
+    os.environ[kernel_caches.NODE_ROOT] = str(node)
+    copied = [os.environ.get(_COPIED, ""), "TRITON_CACHE_DIR", "DG_JIT_CACHE_DIR", _MANAGER, KERNELS_USED]
+    os.environ[_COPIED] = ",".join(dict.fromkeys(filter(None, ",".join(copied).split(","))))
     for name in ("modelinfos", "flashinfer_autotune_cache"):  # the latter's variable would lack FlashInfer's version
         with suppress(OSError):  # no home that one may write to
             (node / name).mkdir(parents=True, exist_ok=True)
