@@ -29,7 +29,7 @@ setup:
 
 # Optional: what a GPU node's zygote does, with the environment that `make setup DEVICE=gpu` made; a GPU is not needed.
 gpu-rehearsal:
-	@$(BIN)/python tests/gpu/rehearsal.py
+	@$(BIN)/python -m tests.gpu.rehearsal
 
 ASKED := requirements-cpu.lock pyproject.toml setup.py deploy/install.py
 $(VENV)/.run: $(ASKED)

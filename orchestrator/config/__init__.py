@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from orchestrator import paths
 from orchestrator.compat import versions
-from orchestrator.config import bounds, extra
+from orchestrator.config import bounds, extra, load_formats
 from orchestrator.config.enums import (
     Autoscaling,
     BatchEngine,
@@ -158,6 +158,7 @@ def load(cfg: Any, search_path: Sequence[str] = ()) -> AppConfig:
             setattr(holder, last, paths.expanded(path))
     bounds.check(app)
     extra.check(app)
+    load_formats.check(app)
     if app.fast_cold_start and app.engine.kind is EngineKind.vllm and (version := versions.unfit()):
         raise ConfigError(
             f"This environment has vLLM {version}, and fast_cold_start works with vLLM {versions.span()}.",

@@ -38,6 +38,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "workload.concurrency": (lambda v: v >= 1, "at least 1"),
     "bench.modes": (lambda v: len(v) >= 1, "a list of at least one mode"),
     "bench.layers": (lambda v: len(v) >= 1 and min(v) >= 1, "a list of depths of at least 1"),
+    "bench.formats": (lambda v: len(v) >= 1, "a list of at least one load format"),
     "bench.rounds": (lambda v: v >= 1, "at least 1"),
     "bench.nodes": (lambda v: len(v) >= 1 and min(v) >= 1, "a list of numbers of at least 1"),
     "bench.replicas_per_node": (lambda v: v >= 1, "at least 1"),

@@ -80,4 +80,5 @@ class BenchKind(Enum):
     autoscale = "autoscale"
     autoscale_check = "autoscale_check"
     weights = "weights"
+    loaders = "loaders"
     all = "all"

@@ -27,6 +27,7 @@ SETTINGS = {
     "enforce_eager": "engine.enforce_eager",
     "enable_prefix_caching": "engine.enable_prefix_caching",
     "seed": "engine.seed",
+    "load_format": "engine.load_format",
 }
 # Other ways to spread one engine over devices: for these no room would be kept.
 _SPREAD = (
@@ -105,8 +106,6 @@ def _check_one(app: Any, where: str, name: str, value: Any) -> None:
         raise ConfigError(
             f"{where} follows from placement.", where=where, hint="It is mp on one node, ray on several; leave it out."
         )
-    if name == "load_format" and not app.model.weights:
-        raise ConfigError(f"{where} is what model.weights=false sets.", where=where, hint="Set model.weights=true.")
     if name in _SPREAD and value not in (None, 1):
         raise ConfigError(
             f"{where}={_shown(value)}: a replica is placed by its tensor-parallel ranks alone.",

@@ -57,6 +57,7 @@ class EngineConfig:
     enforce_eager: bool = False
     enable_prefix_caching: bool = True
     seed: int = 0
+    load_format: str = "auto"  # vLLM's name of the loader of weights; see load_formats.py
     start_timeout_s: float = 600.0
     extra: dict[str, Any] = field(default_factory=dict)  # further vLLM AsyncEngineArgs; see extra.py
 
@@ -143,6 +144,7 @@ class BenchConfig:
     layers: list[int] = field(default_factory=lambda: [4, 16, 32])
     rounds: int = 5  # paired repetitions of a timing
     skip: list[str] = field(default_factory=list)  # ways to start that kind=startup leaves out
+    formats: list[str] = field(default_factory=lambda: ["auto", "runai_streamer"])  # of kind=loaders
     batch: int = 8  # prompts asked at once
     tokens: int = 64  # generated for each
     sizes_mib: list[int] = field(default_factory=lambda: [10, 1024])  # of artifacts

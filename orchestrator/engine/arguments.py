@@ -24,14 +24,13 @@ def engine_args(app: AppConfig, backend: str | None = None) -> dict[str, Any]:
         "enforce_eager": engine.enforce_eager,
         "enable_prefix_caching": engine.enable_prefix_caching,
         "seed": engine.seed,
+        "load_format": engine.load_format if app.model.weights else "dummy",
         "dtype": app.model.dtype,
         "max_model_len": app.model.max_model_len,
         "trust_remote_code": app.model.trust_remote_code,
         "revision": app.model.revision,
         "served_model_name": app.model.name,
     }
-    if not app.model.weights:
-        args["load_format"] = "dummy"
     if engine.kv_cache_gib is not None:
         args["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     if backend is not None:

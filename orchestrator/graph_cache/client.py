@@ -153,6 +153,7 @@ class GraphCacheClient:
             bytes=int(answer["header"].get("bytes", 0)),
             seconds=time.monotonic() - started - waited,
             source=source,
+            kv_tokens=int(answer["header"].get("facts", {}).get("kv_tokens", 0)),
         )
 
     def _install(self, key: str, answer: dict[str, Any], cache_root: Path | None) -> str:

@@ -26,6 +26,7 @@ class Receipt:
 
     Attributes:
         source: of a hit: "node" (installed there already), "memory" (the object store), "store" (durable).
+        kv_tokens: room in the KV cache of the replica that compiled; 0: not known, or this is the one.
         notes: what of ours was off in this start, and why; see compat.
         kernels: by the name of a kernel cache: how many folders of it were `brought` with the graphs, how many this
             start `made`, and `why` none was brought; see kernel_caches.
@@ -41,6 +42,7 @@ class Receipt:
     published: bool = False
     source: str = ""
     nearest: tuple[str, ...] = ()
+    kv_tokens: int = 0
     notes: tuple[str, ...] = ()
     kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

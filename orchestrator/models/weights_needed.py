@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import EngineConfig, ModelConfig, ModelSource
+from orchestrator.config.load_formats import FORMATS
 
-# Formats whose weights reach a model as they are; others change its layers while they load.
-_PLAIN = ("auto", "hf", "safetensors", "pt", "npcache", "dummy", "fastsafetensors", "instanttensor", "runai_streamer")
 _QUANTISED = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 
@@ -47,8 +46,9 @@ def _by_settings(engine: EngineConfig) -> str:
         return f"engine.extra.quantization={method}"
     if str(extra.get("kv_cache_dtype", "auto")).startswith("fp8"):
         return f"the scales of engine.extra.kv_cache_dtype={extra['kv_cache_dtype']} come from the weights"
-    if (format_ := extra.get("load_format", "auto")) not in _PLAIN:
-        return f"engine.extra.load_format={format_} changes layers while it loads"
+    known = FORMATS.get(engine.load_format)
+    if known is None or not known.plain:
+        return f"engine.load_format={engine.load_format} may change layers while it loads"
     if extra.get("speculative_config"):
         return "a draft model may share the model's weights"
     return ""

@@ -11,7 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from orchestrator.report import plots
-from orchestrator.report.tables import model_line
+from orchestrator.report.tables import came_lines
 from orchestrator.timeline.colours import COLOURS
 
 
@@ -49,7 +49,7 @@ def _render(**found: Any) -> str:
     page = resources.files("orchestrator.report").joinpath("page.html.j2").read_text()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(page).render(
-        **found, colours=COLOURS, model_line=model_line, now=time.strftime("%Y-%m-%d %H:%M:%S")
+        **found, colours=COLOURS, came_lines=came_lines, now=time.strftime("%Y-%m-%d %H:%M:%S")
     )
 
 

@@ -64,18 +64,31 @@ def timeline_table(data: dict[str, Any]) -> Table:
         lines = [f"{replicas[1]['replica']} answered {ratio:.1f} times sooner than {replicas[0]['replica']}."]
     else:
         lines = []
-    lines += [f"{r['replica']}: {line}" for r in replicas if (line := model_line(r.get("model_files")))]
-    lines += [f"{r['replica']}: {line}" for r in replicas for line in kernel_lines(r["receipt"].get("kernels") or {})]
+    lines += [f"{r['replica']}: {line}" for r in replicas for line in came_lines(r)]
     lines += [f"{r['replica']}: {r['receipt']['reason']}" for r in replicas if r["receipt"].get("reason")]
     lines += [f"{r['replica']}: {note}" for r in replicas for note in r["receipt"].get("notes", ())]
     table.caption = Text("\n".join(lines)) if lines else None
     return table
 
 
-def model_line(brought: Mapping[str, Any] | None) -> str:
-    """How a model's files came to a node; "" where they were there."""
-    if not brought:
-        return ""
+def came_lines(replica: Mapping[str, Any]) -> list[str]:
+    """What a replica says of its model's files, its kernels and its KV cache; nothing where all is as usual."""
+    receipt = replica["receipt"]
+    files = [model_line(replica["model_files"])] if replica.get("model_files") else []
+    return [*files, *kernel_lines(receipt.get("kernels") or {}), *kv_lines(receipt, replica.get("engine", {}))]
+
+
+def kv_lines(receipt: Mapping[str, Any], engine: Mapping[str, Any]) -> list[str]:
+    """How much less room a KV cache has than that of the replica that compiled, and why (vLLM issue 54122)."""
+    here, there = engine.get("kv_tokens", 0), receipt.get("kv_tokens", 0)
+    if not here or not there or here == there:
+        return []
+    why = engine.get("no_plan") or "vLLM measures free memory at each start; engine.kv_cache_gib sets the size"
+    return [f"room for {here} KV-cache tokens, {here - there:+d} to the replica that compiled ({why})"]
+
+
+def model_line(brought: Mapping[str, Any]) -> str:
+    """How a model's files came to a node."""
     named = {"from its origin": "origin_bytes", "from other nodes": "peer_bytes", "on its disk": "disk_bytes"}
     parts = [f"{brought[field] / 1e6:.1f} MB {where}" for where, field in named.items() if brought[field]]
     refused = [f"refused: {what}" for what in brought["refused"]]

@@ -94,7 +94,7 @@ def execute(app: AppConfig, say: Say) -> WarmResult:
 def _without_weights(app: AppConfig) -> AppConfig:
     app = deepcopy(app)
     app.model.weights = False
-    app.engine.extra.pop("load_format", None)
+    app.engine.load_format = "auto"
     return app
 
 

@@ -17,6 +17,7 @@ _WHOLE = re.compile(r"torch\.compile took ([\d.]+) s in total|run together took 
 _SAVED = re.compile(rf"{re.escape(table.SAVED.text)} (.+)$")
 _AGAIN = re.compile(rf"{re.escape(table.AGAIN.text)} (.+?), reason: (.*)", re.S)
 _COLLECTED = re.compile(r"collected artifacts: \d+ entries, (\d+) artifacts, (\d+) bytes total")
+_NO_PLAN = re.compile(r"Startup plan not applied: (.+)", re.S)
 _BLOCKS = re.compile(r"# (?:GPU|CPU) blocks: ([\d,]+)|KV cache size: ([\d,]+) tokens")
 
 
@@ -32,7 +33,8 @@ class EngineFacts:
     compile_cpu_s: float = 0.0  # of CPU, over all ranks: from the compile's begin, or the weights, to its last word
     artifacts: int = 0  # unique compiled artifacts of a compile, all its pieces together
     artifact_bytes: int = 0
-    kv_tokens: int = 0
+    kv_tokens: int = 0  # room in the KV cache
+    no_plan: str = ""  # why vLLM measured memory anew, though it had a start-up plan
     notes: list[str] = field(default_factory=list)  # the plugin's own lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,6 +62,8 @@ def facts(events: Iterable[Event]) -> EngineFacts:
             found.artifacts, found.artifact_bytes = int(match[1]), int(match[2])
         if match := _BLOCKS.search(event.text):
             found.kv_tokens = int((match[1] or match[2]).replace(",", ""))
+        if match := _NO_PLAN.search(event.text):
+            found.no_plan = match[1]
         if event.text.startswith(("kv_update=", "trace_once")):
             found.notes.append(event.text)
     return found
@@ -86,4 +90,4 @@ def root_cause(events: Iterable[Event]) -> str:
 
 def is_fact(text: str) -> bool:
     """Is this a log line that `facts` reads?"""
-    return any(p.search(text) for p in (_LOADED, _COMPILED, _WHOLE, _SAVED, _AGAIN, _COLLECTED, _BLOCKS))
+    return any(p.search(text) for p in (_LOADED, _COMPILED, _WHOLE, _SAVED, _AGAIN, _COLLECTED, _BLOCKS, _NO_PLAN))

@@ -86,7 +86,7 @@ def weights_of(app: AppConfig) -> Weights | None:
         return None
     if model.source not in (ModelSource.path, ModelSource.hub):  # the others are made on each node
         return None
-    made_up = not model.weights or app.engine.extra.get("load_format") == "dummy"
+    made_up = not model.weights
     origin = model.id if "://" in model.id else os.path.abspath(os.path.expanduser(model.id))
     if model.source is ModelSource.hub and not os.path.isdir(origin):
         origin = _on_the_hub(model)

@@ -449,9 +449,9 @@ def test_kernels_come_with_graphs(cache, tmp_path: Path, monkeypatch) -> None:
     kernel_caches.begin(one / "root")
     (one / "root" / kernel_caches.USED / "KEY").touch()
     os.utime(one / "triton" / "KEY" / "add.cubin", (time.time() + 9, time.time() + 9))
-    receipt = publisher.publish(receipt, EngineFacts(compiled=1, saved=["model"]), one / "root")
+    receipt = publisher.publish(receipt, EngineFacts(compiled=1, saved=["model"], kv_tokens=640), one / "root")
     assert receipt.published
-    assert receipt.kernels == {"Triton kernels": {"brought": 0, "made": 1}}
+    assert (receipt.kernels, receipt.kv_tokens) == ({"Triton kernels": {"brought": 0, "made": 1}}, 0)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(two / "triton"))
     monkeypatch.setenv(kernel_caches.NODE_ROOT, str(two / "vllm"))
     client = GraphCacheClient(replace(cache, node_folder=str(two / "node")), "r1", EventLog(os.devnull))
@@ -460,7 +460,7 @@ def test_kernels_come_with_graphs(cache, tmp_path: Path, monkeypatch) -> None:
     receipt = client.restore(factors, two / "root")
     assert receipt.restored
     receipt = client.publish(receipt, EngineFacts(loaded=1), two / "root")
-    assert receipt.kernels == {"Triton kernels": {"brought": 1}}
+    assert (receipt.kernels, receipt.kv_tokens) == ({"Triton kernels": {"brought": 1}}, 640)
 
 
 def test_a_herd_on_a_real_cluster(cache, tmp_path: Path, record_property) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from orchestrator.cli import upload
 from orchestrator.errors import ConfigError
-from orchestrator.report import compare, page, plots
+from orchestrator.report import compare, page, plots, tables
 
 MACHINE = {"cpu": "x", "cores": 2, "memory_gib": 1.0, "python": "3", "versions": {"ray": "1"}}
 
@@ -32,6 +32,28 @@ def test_a_benchmarks_page_has_its_plot_and_escapes_names() -> None:
     assert "&lt;b&gt;" in text
     assert "<b>, " not in text
     assert "python bench.py" in text
+
+
+MEASURED = "vLLM measures free memory at each start; engine.kv_cache_gib sets the size"
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "why", "lines"),
+    [
+        (900, 1000, "", [f"room for 900 KV-cache tokens, -100 to the replica that compiled ({MEASURED})"]),
+        (
+            1100,
+            1000,
+            "less is free",
+            ["room for 1100 KV-cache tokens, +100 to the replica that compiled (less is free)"],
+        ),
+        (1000, 1000, "", []),
+        (1000, 0, "", []),
+    ],
+)
+def test_a_replica_says_how_much_less_room_it_has(here: int, there: int, why: str, lines: list[str]) -> None:
+    replica = {"receipt": {"kv_tokens": there}, "engine": {"kv_tokens": here, "no_plan": why}}
+    assert tables.came_lines(replica) == lines
 
 
 def test_bars_are_in_proportion() -> None:

@@ -39,6 +39,7 @@ def test_vllms_own_log_becomes_events(tmp_path: Path) -> None:
     )
     log.info("%ssaved AOT compiled function to %s", "", "/c/model")
     log.info("%storch.compile took %.2f s in total", "[backbone] ", 26.28)
+    log.info("Startup plan not applied: current free memory (%.2f GiB) is below", 1.0)
     log.info("CPU KV cache size: 23,296 tokens, Maximum concurrency for 1,024 tokens per request: 22.75x")
     try:
         raise ValueError("out of memory")
@@ -48,6 +49,7 @@ def test_vllms_own_log_becomes_events(tmp_path: Path) -> None:
     facts = timeline.facts(events)
     assert (facts.loaded, facts.compiled, facts.compile_s, facts.kv_tokens) == (0, 1, 26.28, 23296)
     assert facts.saved == ["/c/model"]
+    assert facts.no_plan == "current free memory (1.00 GiB) is below"
     assert facts.again == ["Source code has changed"]
     assert timeline.root_cause(events) == "ValueError: out of memory"
     assert "nothing that we know" not in {e.text for e in events}

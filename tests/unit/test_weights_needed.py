@@ -27,8 +27,9 @@ def model(folder: Path, config: Any = PLAIN, **files: str) -> ModelConfig:
 def test_plain_models_need_none(source: ModelSource, tmp_path: Path) -> None:
     found = model(tmp_path)
     found.source, found.tiny = source, dict(PLAIN)
-    for extra in ({}, {"load_format": "runai_streamer"}, {"kv_cache_dtype": "auto"}, {"quantization": None}):
+    for extra in ({}, {"kv_cache_dtype": "auto"}, {"quantization": None}):
         assert weights_needed.why(found, EngineConfig(extra=extra)) == ""
+    assert weights_needed.why(found, EngineConfig(load_format="runai_streamer")) == ""
 
 
 @pytest.mark.parametrize(
@@ -52,12 +53,17 @@ def test_quantised_models_need_theirs(config: Any, files: dict[str, str], reason
     [
         ({"quantization": "bitsandbytes"}, "engine.extra.quantization=bitsandbytes"),
         ({"kv_cache_dtype": "fp8_e4m3"}, "the scales of engine.extra.kv_cache_dtype=fp8_e4m3 come from the weights"),
-        ({"load_format": "gguf"}, "engine.extra.load_format=gguf changes layers while it loads"),
         ({"speculative_config": {"method": "eagle"}}, "a draft model may share the model's weights"),
     ],
 )
 def test_settings_that_need_them(extra: dict[str, Any], reason: str, tmp_path: Path) -> None:
     assert weights_needed.why(model(tmp_path), EngineConfig(extra=extra)) == reason
+
+
+@pytest.mark.parametrize("format_", ["tensorizer", "somebody_elses"])
+def test_loaders_that_may_change_layers_need_them(format_: str, tmp_path: Path) -> None:
+    reason = f"engine.load_format={format_} may change layers while it loads"
+    assert weights_needed.why(model(tmp_path), EngineConfig(load_format=format_)) == reason
 
 
 def test_a_hub_that_does_not_answer(monkeypatch) -> None:
