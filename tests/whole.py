@@ -89,7 +89,9 @@ LONG: dict[str, tuple[str, ...]] = {
         "ray/test_store_under_fire.py::test_every_acknowledged_entry_loads[long-s3]",
     ),
     "a Ray for each run; tests/unit/test_batch_dataset.py has the rows": ("ray/test_batch_dataset.py",),
-    "100,000 requests; tests/commands/test_batch.py has each fault with a few": ("ray/test_long_batch.py",),
+    "20,000 requests (ORCHESTRATOR_TEST_ROWS for more); tests/commands/test_batch.py has each fault with a few": (
+        "ray/test_long_batch.py",
+    ),
     "waits until Ray gives up": ("ray/test_ray_start.py::test_without_given_ports_it_does_not",),
     "16 or 64 actors on two cores; tests/unit/test_fleet_parts.py has 64 that are no processes": (
         "ray/test_fleet.py::test_all_that_start_are_looked_at_in_one_go",

@@ -1,10 +1,12 @@
 """A model on several Ray nodes of this machine: what its origin sends, and when the last node has it.
 
 Both ways are measured in one run: the model travels (`share`), or each node reads the origin for itself (`alone`).
+Then larger clusters are simulated, with the time that the real directory takes for a question.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import statistics
@@ -22,15 +24,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.bench.origin import Origin, serving
 from orchestrator.bench.result import BenchResult, Plot
+from orchestrator.bench.simulator.swarm_model import Network, travel
 from orchestrator.cluster import provenance, ray_start
 from orchestrator.config import AppConfig
 from orchestrator.progress import Say
-from orchestrator.weights import node
-from orchestrator.weights.listing import look
+from orchestrator.weights import directory, node
+from orchestrator.weights.listing import File, Listing, look, piece_bytes
 from orchestrator.weights.settings import Weights, bounds_of
 
 _DISK = "ORCHESTRATOR_BENCH_DISK"  # each node's own
 _FILES = 4  # of weights
+_QUESTIONS, _ASKERS = 5000, 64
 _WAYS = ("share", "alone")
 
 
@@ -39,6 +43,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
     bench = app.bench
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-bench-"))
     rows: list[dict[str, Any]] = []
+    question_s = 0.0
     try:
         _make_model(folder / "origin", bench.sizes_mib[0] << 20)
         for nodes in bench.nodes:
@@ -48,6 +53,8 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
                         say("bench", f"{nodes} nodes, round {turn}, {way}")
                         row = _one(app, folder, way)
                         rows.append({"nodes": nodes, "round": turn, "way": way, **row})
+                say("bench", "questions to the directory")
+                question_s = _question_s(app)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     summary = {
@@ -57,6 +64,8 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
         "first_s": _medians(rows, "first_s"),
         "last_s": _medians(rows, "last_s"),
         "again_s": _medians(rows, "again_s"),
+        "question_ms": round(1000 * question_s, 3),
+        "simulated": [_simulated(app, nodes, question_s, say) for nodes in bench.simulated_nodes],
     }
     plots = (Plot("Until the last node has the model, seconds", "last_s", ("way",), "nodes"),)
     return BenchResult("weights", summary, rows, provenance.machine(), all(row["ok"] for row in rows), plots)
@@ -103,6 +112,46 @@ def _everywhere(weights: Weights, alone: bool) -> list[dict[str, Any]]:
     task = ray.remote(bring)
     there = [NodeAffinitySchedulingStrategy(name, soft=False) for name in names]
     return list(ray.get([task.options(num_cpus=0, scheduling_strategy=s).remote() for s in there]))
+
+
+def _question_s(app: AppConfig) -> float:
+    """Seconds that the directory takes for a question, when many ask: their processes share this machine's cores."""
+    listing = Listing("bench", "/nowhere", (File("a.safetensors", _QUESTIONS),), 1, 1)
+    name = f"bench-questions-{time.monotonic_ns()}"
+    asked = directory.connect(name)
+    nodes = [f"n{number}" for number in range(_ASKERS)]
+    ray.get([asked.join.remote(name, node, listing, bounds_of(app.weights), {}) for node in nodes])
+    began, answered = time.monotonic(), 0
+    calls = {asked.next.remote(name, node, 1.0): node for node in nodes}
+    while calls and answered < _QUESTIONS:
+        (call,), _ = ray.wait(list(calls), num_returns=1)
+        node, (_, errand) = calls.pop(call), ray.get(call)
+        answered += 1
+        if errand is not None:
+            calls[asked.next.remote(name, node, 1.0, (errand.piece, "digest"))] = node
+    took = time.monotonic() - began
+    ray.wait(list(calls), num_returns=len(calls), timeout=60.0)
+    ray.kill(asked, no_restart=True)
+    return took / answered
+
+
+def _simulated(app: AppConfig, nodes: int, question_s: float, say: Say) -> dict[str, Any]:
+    """A larger model that travels to more nodes."""
+    bench, limits = app.bench, bounds_of(app.weights)
+    network = Network(bench.simulated_node_mb_per_s * 1e6, bench.simulated_origin_mb_per_s * 1e6, question_s)
+    size, part = int(bench.simulated_gb * 1e9), app.weights.piece_mib << 20
+    piece = piece_bytes(size, part)
+    say("bench", f"{nodes} nodes, simulated")
+    found = travel(nodes, math.ceil(size / piece), piece, limits.streams, limits.readers, network)
+    least = size / min(network.node_bytes_s, network.origin_bytes_s)
+    return {
+        "nodes": nodes,
+        "origin_reads": round(found.read * piece / size, 2),
+        "first_s": round(found.first_s, 1),
+        "last_s": round(found.last_s, 1),
+        "least_s": round(least, 1),
+        "questions": found.questions,
+    }
 
 
 @contextmanager

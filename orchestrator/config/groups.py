@@ -98,10 +98,10 @@ class WeightsConfig:
 
     folder: str = "${state_dir}/weights"  # where each node keeps models; `$NAME` is the node's own
     max_gib: float = 500.0  # of models that a node keeps: the least recently used goes first, and none in use
-    piece_mib: int = 16  # what is fetched, checked and fetched again as one
-    in_flight_mib: int = 128  # of a node's object store, for pieces that come and go
+    piece_mib: int = 16  # what is sent at a time, and checked as one; of large models several of these are
+    in_flight_mib: int = 128  # of a node's object store, for what comes and goes
     origin_readers: int = 16  # pieces that the cluster reads from the origin at a time
-    piece_timeout_s: float = 60.0  # then a piece is asked for elsewhere
+    piece_timeout_s: float = 60.0  # then a piece is asked for elsewhere; several times as long for a large one
 
 
 @dataclass
@@ -154,6 +154,10 @@ class BenchConfig:
     replicas_per_node: int = 10
     cores_per_node: int = 16
     origin_mb_per_s: float = 200.0  # what a model's origin sends, all readers together; 0: as fast as it goes
+    simulated_nodes: list[int] = field(default_factory=lambda: [8, 100, 1000])  # of kind=weights
+    simulated_gb: float = 140.0  # of their model
+    simulated_node_mb_per_s: float = 3000.0  # what a node of theirs sends, and gets
+    simulated_origin_mb_per_s: float = 10000.0
     boot_s: float = 0.0  # until a simulated node is there
     starts_s: list[float] = field(default_factory=lambda: [5.0, 30.0, 120.0])  # of a simulated service's replicas
     suite: list[SuiteEntry] = field(default_factory=list)  # of kind=all

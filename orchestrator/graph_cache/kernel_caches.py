@@ -138,7 +138,7 @@ def spread(parts: Path, root: Path | None) -> dict[str, dict[str, Any]]:
         source = parts / cache.folder
         try:
             target = cache.where(root)
-            if target is None or not source.is_dir():
+            if target is None or not target.is_absolute() or not source.is_dir():  # a user without a home
                 continue
             target.mkdir(parents=True, exist_ok=True)
             if not _closed(target):

@@ -15,11 +15,11 @@ from orchestrator.graph_cache import key as keys
 from orchestrator.weights.listing import Listing
 from orchestrator.weights.settings import Bounds
 from orchestrator.weights.swarm import Errand, Swarm
+from orchestrator.weights.waiting import Waiting
 
 NAME = "weights-directory-"  # then a digest of this code: a driver of another version does not talk to this one
 CODE = keys.source_digest(Path(__file__).parent)
 _CALLS = 100_000  # each stream of each node waits in one
-_LOOK_S = 1.0  # an errand may be lost without a word
 
 
 class Unknown(Exception):
@@ -35,7 +35,7 @@ class Directory:
 
     def __init__(self) -> None:
         self._swarms: dict[str, Swarm] = {}
-        self._changed: dict[str, asyncio.Event] = {}
+        self._waiting: dict[str, Waiting[asyncio.Future[Errand | None]]] = {}
 
     async def join(self, name: str, node: str, listing: Listing, bounds: Bounds, held: Mapping[int, str]) -> list[int]:
         """A node wants a model, or has it; see `Swarm.join`."""
@@ -45,51 +45,66 @@ class Directory:
             swarm = self._swarms[name] = Swarm(
                 len(listing.pieces), listing.small, bounds.readers, bounds.streams, patience_s, time.monotonic
             )
+            self._waiting[name] = Waiting()
         wrong = swarm.join(node, held)
-        self._wake(name)
+        self._serve(name)
         return wrong
 
-    async def next(self, name: str, node: str, wait_s: float) -> Errand | None:
-        """What a node is to fetch next; None: it has all, or has to ask again.
+    async def next(
+        self, name: str, node: str, wait_s: float, done: tuple[int, str] | None = None
+    ) -> tuple[bool, Errand | None]:
+        """What a node is to fetch next.
+
+        Args:
+            name: the swarm's.
+            node: who asks.
+            wait_s: how long to wait for something; where the node says what it has, it is answered at once.
+            done: what it has fetched since: the piece, and its digest.
+
+        Returns:
+            Whether that is what the others have (see `Swarm.got`), and what is next; None: the node has all, or has to
+            ask again.
 
         Raises:
             Unknown: it has not joined.
             Unreadable: nobody can give what it lacks.
         """
-        until = time.monotonic() + wait_s
-        while True:
-            swarm = self._swarm(name, node)
-            if swarm.complete(node):
-                return None
-            if (errand := swarm.next(node)) is not None:
-                return errand
-            if swarm.stuck():
-                raise Unreadable(name)
-            left = until - time.monotonic()
-            if left <= 0:
-                return None
-            changed = self._changed.setdefault(name, asyncio.Event())
-            try:
-                await asyncio.wait_for(changed.wait(), min(left, _LOOK_S))
-            except TimeoutError:
-                continue
-
-    async def got(self, name: str, node: str, piece: int, digest: str) -> bool:
-        """A node has fetched a piece; see `Swarm.got`. Raises Unknown."""
-        right = self._swarm(name, node).got(node, piece, digest)
-        self._wake(name)
-        return right
+        swarm = self._swarm(name, node)
+        right = swarm.got(node, *done) if done else True
+        whole = swarm.complete(node)
+        errand = None if whole else swarm.next(node)
+        if done:
+            self._serve(name)
+            for stream in self._waiting[name].all(node) if whole else ():
+                _tell(stream, None)
+        if done or errand or whole:
+            return right, errand
+        if swarm.stuck():
+            raise Unreadable(name)
+        waiting: asyncio.Future[Errand | None] = asyncio.get_running_loop().create_future()
+        self._waiting[name].add(node, waiting)
+        try:
+            return True, await asyncio.wait_for(waiting, wait_s)
+        except TimeoutError:
+            told = waiting.done() and not waiting.cancelled()  # at the last moment
+            return True, waiting.result() if told else None
+        finally:
+            self._waiting[name].forget(waiting)
 
     async def failed(self, name: str, node: str, piece: int, source: str, gone: bool) -> None:
         """A node could not fetch a piece; see `Swarm.failed`. Raises Unknown."""
         self._swarm(name, node).failed(node, piece, source, gone=gone)
-        self._wake(name)
+        self._serve(name)
+
+    async def goes_on(self, name: str, node: str, piece: int) -> None:
+        """A node fetches a piece still; see `Swarm.goes_on`. Raises Unknown."""
+        self._swarm(name, node).goes_on(node, piece)
 
     async def rest(self, name: str, node: str) -> None:
         """A node fetches nothing any more."""
         if name in self._swarms:
             self._swarms[name].rest(node)
-            self._wake(name)
+            self._serve(name)
 
     def _swarm(self, name: str, node: str) -> Swarm:
         swarm = self._swarms.get(name)
@@ -97,9 +112,25 @@ class Directory:
             raise Unknown(node)
         return swarm
 
-    def _wake(self, name: str) -> None:
-        if (waiting := self._changed.pop(name, None)) is not None:
-            waiting.set()
+    def _serve(self, name: str) -> None:
+        """Something has changed: tell those for whom there is something now, or all that there is nothing any more."""
+        swarm, waiting = self._swarms[name], self._waiting[name]
+        for stream, node, errand in waiting.turn(lambda node: swarm.next(node) if swarm.knows(node) else None):
+            if not _tell(stream, errand):
+                swarm.give_back(node, errand.piece)
+        for stream in waiting.all() if swarm.stuck() else ():
+            _tell(stream, Unreadable(name))
+
+
+def _tell(waiting: asyncio.Future[Errand | None], what: Errand | Exception | None) -> bool:
+    """Answer one that waits; False: it has given up."""
+    if waiting.done():
+        return False
+    if isinstance(what, Exception):
+        waiting.set_exception(what)
+    else:
+        waiting.set_result(what)
+    return True
 
 
 def connect(namespace: str) -> Any:

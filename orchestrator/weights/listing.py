@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -21,6 +22,7 @@ from orchestrator.models.folder import WEIGHTS
 SMALL = 32 << 20  # bytes; a configuration or a tokenizer is smaller, and is needed before the weights are
 # What vLLM does not read: other formats beside safetensors, a checkpoint's original, and what tools leave.
 _NEVER = ("original/*", ".*", "*/.*", "*.onnx", "*.msgpack", "*.h5", "*.lock")
+_MOST = 256  # pieces of a model, or a few more: each costs each node a question to the directory (bench=weights)
 _BESIDE_SAFETENSORS = ("*.bin", "*.pt", "*.pth", "*.gguf")
 
 
@@ -55,12 +57,14 @@ class Listing:
         origin: a folder, or a URI that pyarrow.fs knows (`s3://`, `gs://`, `hf://`).
         files: in the order of their names.
         piece_bytes: of each piece but a file's last.
+        part_bytes: of a piece that are read, sent and written at a time.
     """
 
     model: str
     origin: str
     files: tuple[File, ...]
     piece_bytes: int
+    part_bytes: int
 
     @cached_property
     def version(self) -> str:
@@ -90,18 +94,23 @@ class Listing:
         """Of all files."""
         return sum(file.size for file in self.files)
 
+    def parts(self, piece: Piece) -> Iterator[tuple[int, int]]:
+        """Where each part of a piece begins, counted from the piece's begin, and how long it is."""
+        for offset in range(0, piece.length, self.part_bytes):
+            yield offset, min(self.part_bytes, piece.length - offset)
+
     def _cuts(self, file: File) -> Iterator[tuple[str, int, int]]:
         for offset in range(0, file.size, self.piece_bytes):
             yield file.name, offset, min(self.piece_bytes, file.size - offset)
 
 
-def look(model: str, origin: str, piece_bytes: int, *, weights: bool = True) -> Listing:
+def look(model: str, origin: str, part_bytes: int, *, weights: bool = True) -> Listing:
     """List an origin; no file is read.
 
     Args:
         model: the model's name, for messages.
         origin: a folder or a URI.
-        piece_bytes: how long a piece is.
+        part_bytes: what travels at a time. A piece is one part, and several where a model is large.
         weights: with the model's weights; without them vLLM makes some up.
 
     Raises:
@@ -127,11 +136,17 @@ def look(model: str, origin: str, piece_bytes: int, *, weights: bool = True) -> 
             f"No config.json in {where}.", model=model, where="model.id", hint="Set model.id to a model's folder."
         )
     needed = [file for file in _needed(listed) if weights or not _is_one_of(file, tuple(WEIGHTS))]
-    return Listing(model, origin, tuple(sorted(needed, key=lambda file: file.name)), piece_bytes)
+    piece = piece_bytes(sum(file.size for file in needed), part_bytes)
+    return Listing(model, origin, tuple(sorted(needed, key=lambda file: file.name)), piece, part_bytes)
 
 
-def read(listing: Listing, piece: Piece) -> bytes:
-    """Read a piece from the origin.
+def piece_bytes(size: int, part_bytes: int) -> int:
+    """How large a piece of a model is: a part, or several where these would be too many."""
+    return part_bytes * (math.ceil(size / part_bytes / _MOST) or 1)
+
+
+def read(listing: Listing, piece: Piece) -> Iterator[bytes]:
+    """Read a piece from the origin, part by part.
 
     Raises:
         OSError: it cannot be read, or the file is not the one that was listed.
@@ -144,10 +159,11 @@ def read(listing: Listing, piece: Piece) -> bytes:
         raise OSError(f"{piece.file} was changed at its origin since it was listed")
     with _opened(files, path) as stream:
         stream.seek(piece.offset)
-        data = bytes(stream.read(piece.length))
-    if len(data) != piece.length:
-        raise OSError(f"{piece.file} ends {piece.length - len(data)} bytes too early at its origin")
-    return data
+        for offset, length in listing.parts(piece):
+            data = bytes(stream.read(length))
+            if len(data) != length:
+                raise OSError(f"{piece.file} ends {piece.length - offset - len(data)} bytes too early at its origin")
+            yield data
 
 
 @lru_cache(maxsize=16)
@@ -165,7 +181,7 @@ def _opened(files: fs.FileSystem, path: str) -> Any:
 
 def read_file(listing: Listing, name: str) -> bytes:
     """Read a whole file from the origin; for small ones. Raises OSError."""
-    return b"".join(read(listing, piece) for piece in listing.pieces if piece.file == name)
+    return b"".join(part for piece in listing.pieces if piece.file == name for part in read(listing, piece))
 
 
 def _needed(files: list[File]) -> list[File]:

@@ -48,14 +48,14 @@ class NodeModels:
             raise transfer.error
         return transfer.brought
 
-    def read(self, swarm: str, number: int) -> Any:
-        """A piece, for another node: shape (bytes,).
+    def read(self, swarm: str, number: int, offset: int, length: int) -> Any:
+        """A part of a piece, for another node: shape (length,).
 
         Raises:
             OSError, KeyError: it is not there.
         """
         store, listing = self._copies[swarm]
-        return np.frombuffer(store.read(listing, listing.pieces[number]), dtype=np.uint8)
+        return np.frombuffer(store.read(listing, listing.pieces[number], offset, length), dtype=np.uint8)
 
     def _transfer(self, weights: Weights) -> Transfer:
         bounds = weights.bounds
@@ -78,13 +78,13 @@ class _Peers:
         self._weights, self._swarm = weights, swarm
         self._known: dict[str, Any] = {}
 
-    def read(self, node: str, number: int) -> memoryview:
+    def read(self, node: str, number: int, offset: int, length: int) -> memoryview:
         if node not in self._known:
             try:
                 self._known[node] = ray.get_actor(_name(node), self._weights.namespace)
             except ValueError as error:
                 raise RayActorError() from error
-        call = self._known[node].read.remote(self._swarm, number)
+        call = self._known[node].read.remote(self._swarm, number, offset, length)
         try:
             return np.asarray(ray.get(call, timeout=self._weights.bounds.patience_s)).data
         except RayActorError:

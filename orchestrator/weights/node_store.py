@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -45,9 +44,9 @@ class NodeStore:
         self.folder = Path(folder)
         self._key, self._max_bytes = key, max_bytes
 
-    def digest(self, listing: Listing, number: int, data: Any) -> str:
-        """A piece's digest, in hex."""
-        return self._hmac(f"{listing.version} {number} {hashlib.sha256(data).hexdigest()}")
+    def digest(self, listing: Listing, number: int, sha256: str) -> str:
+        """A piece's digest, in hex, from that of its bytes."""
+        return self._hmac(f"{listing.version} {number} {sha256}")
 
     def swarm(self, listing: Listing) -> str:
         """A name for those who share a model: nodes with another signing key are among themselves."""
@@ -82,35 +81,38 @@ class NodeStore:
         wrong = [listing.pieces[number] for number, digest in noted.items() if found[number] != digest]
         return {n: d for n, d in noted.items() if found[n] == d}, [f"{piece}, on this disk" for piece in wrong]
 
-    def write(self, listing: Listing, piece: Piece, data: memoryview, digest: str) -> None:
-        """Put a piece into its place.
+    def write(self, listing: Listing, piece: Piece, offset: int, data: memoryview) -> None:
+        """Put a part of a piece into its place; it does not count before the whole piece is noted.
 
         Raises:
             OSError: the disk is full, or cannot be written.
         """
         handle = os.open(self._file(listing, piece.file), os.O_WRONLY | os.O_NOFOLLOW)
         try:
-            at = piece.offset
+            at = piece.offset + offset
             while data:
                 count = os.pwrite(handle, data, at)
                 data, at = data[count:], at + count
         finally:
             os.close(handle)
+
+    def note(self, listing: Listing, piece: Piece, digest: str) -> None:
+        """A piece is there."""
         with open(self._list(listing), "a", opener=_private) as notes:
             notes.write(_line(piece.number, digest))
 
-    def read(self, listing: Listing, piece: Piece) -> bytes:
-        """A piece as it is on the disk; nothing is checked.
+    def read(self, listing: Listing, piece: Piece, offset: int, length: int) -> bytes:
+        """A part of a piece as it is on the disk; nothing is checked.
 
         Raises:
             OSError: it is not there, or cut off.
         """
         handle = os.open(self._file(listing, piece.file), os.O_RDONLY | os.O_NOFOLLOW)
         try:
-            data = os.pread(handle, piece.length, piece.offset)
+            data = os.pread(handle, length, piece.offset + offset)
         finally:
             os.close(handle)
-        if len(data) != piece.length:
+        if len(data) != length:
             raise OSError(f"{piece.file} is cut off")
         return data
 
@@ -179,10 +181,13 @@ class NodeStore:
         return found
 
     def _found(self, listing: Listing, number: int) -> str:
+        piece, found = listing.pieces[number], hashlib.sha256()
         try:
-            return self.digest(listing, number, self.read(listing, listing.pieces[number]))
+            for offset, length in listing.parts(piece):
+                found.update(self.read(listing, piece, offset, length))
         except OSError:
             return ""
+        return self.digest(listing, number, found.hexdigest())
 
     def _hmac(self, text: str) -> str:
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()

@@ -22,9 +22,9 @@ class Bounds:
     Attributes:
         folder: where each node keeps models. `~` and `$NAME` are read on the node.
         max_bytes: of models that a node keeps.
-        streams: pieces that a node fetches, and gives, at a time: what it holds of the object store.
+        streams: pieces that a node fetches, and gives, at a time; of each one part is in the object store.
         readers: pieces that the cluster reads from the origin at a time.
-        patience_s: how long a piece may take.
+        patience_s: how long a part of a piece may take.
     """
 
     folder: str

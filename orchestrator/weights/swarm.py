@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from orchestrator.weights.members import Holders, Node
 
 _TRIED = 64  # pieces that are looked at for one that somebody can give now
+_ASKED = 16  # of a piece's holders, drawn by lot where it has more: a decision takes no longer in a large cluster
+_LOOK = 1 / 50  # of the patience: how often lost errands are looked for
 
 
 @dataclass(frozen=True)
@@ -23,28 +27,17 @@ class Errand:
     digest: str
 
 
-@dataclass
-class _Node:
-    asks: list[int]  # pieces in the order that it asks for them, from the end; what it has by then is passed by
-    has: set[int] = field(default_factory=set)
-    errands: dict[int, tuple[str, float]] = field(default_factory=dict)  # piece -> its source, and until when
-    gives: int = 0  # pieces that others fetch from it now
-    reads: bool = True  # it can reach the origin
-    heard: float = 0.0  # when it asked last
-
-    def wants(self, piece: int) -> bool:
-        return piece not in self.has and piece not in self.errands
-
-
 class Swarm:
     """The nodes that want one version of a model, or have it. Belongs to one event loop.
+
+    A decision takes about the same time however many nodes there are (`bench=weights`).
 
     Args:
         pieces: how many there are.
         first: how many of the first ones are wanted before the others.
         readers: pieces that are read from the origin at a time.
         streams: pieces that a node gives at a time.
-        patience_s: after which an errand is taken for lost.
+        patience_s: after which an errand that is not heard of is taken for lost.
         clock: seconds, monotonic.
     """
 
@@ -54,10 +47,13 @@ class Swarm:
         self.digests = [""] * pieces
         self._first, self._readers, self._streams = first, readers, streams
         self._patience_s, self._clock = patience_s, clock
-        self._holders: list[set[str]] = [set() for _ in range(pieces)]
+        self._holders = [Holders() for _ in range(pieces)]
         self._unread = dict.fromkeys(range(pieces))  # an ordered set: nobody has them, and nobody reads them
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: dict[str, Node] = {}
         self._random = random.Random(0)
+        self._reading = 0  # errands to the origin
+        self._lacking = pieces  # pieces that nobody has
+        self._looked = clock()  # for lost ones
 
     def join(self, node: str, held: Mapping[int, str]) -> list[int]:
         """A node comes, with pieces that it has: number -> digest (see `NodeStore.digest`).
@@ -69,7 +65,7 @@ class Swarm:
         wrong = [piece for piece, digest in held.items() if self.digests[piece] not in ("", digest)]
         rest = list(range(self._first, len(self.digests)))
         self._random.shuffle(rest)
-        self._nodes[node] = _Node([*rest, *reversed(range(self._first))], heard=self._clock())
+        self._nodes[node] = Node([*rest, *reversed(range(self._first))], heard=self._clock())
         for piece, digest in held.items():
             if piece not in wrong:
                 self._has(node, piece, digest)
@@ -90,7 +86,7 @@ class Swarm:
         if known is None:
             return
         for piece, (source, _) in known.errands.items():
-            self._end(piece, source)
+            self._end(known, piece, source)
         for piece in known.has:
             self._lost(node, piece)
 
@@ -100,9 +96,10 @@ class Swarm:
 
     def stuck(self) -> bool:
         """Is there a piece that nobody has, and that nobody can read?"""
+        if not self._lacking:
+            return False
         since = self._clock() - self._patience_s
-        able = any((node.reads and node.heard >= since) or node.errands for node in self._nodes.values())
-        return not able and not all(self._holders)
+        return not any((node.reads and node.heard >= since) or node.errands for node in self._nodes.values())
 
     def next(self, node: str) -> Errand | None:
         """What a node is to fetch next; None: nothing that it lacks can be had at this moment.
@@ -119,7 +116,20 @@ class Swarm:
         known.errands[piece] = (source, self._clock() + self._patience_s)
         if source:
             self._nodes[source].gives += 1
+        else:
+            known.from_origin += 1
+            self._reading += 1
         return Errand(piece, source, self.digests[piece])
+
+    def goes_on(self, node: str, piece: int) -> None:
+        """An errand takes long, and is not lost."""
+        if (running := self._nodes[node].errands.get(piece)) is not None:
+            self._nodes[node].errands[piece] = (running[0], self._clock() + self._patience_s)
+
+    def give_back(self, node: str, piece: int) -> None:
+        """A node does not run an errand that was found for it."""
+        self._over(node, piece)
+        self._again(node, piece)
 
     def got(self, node: str, piece: int, digest: str) -> bool:
         """A node has fetched a piece. False: it is not what the others have, and has to be fetched again."""
@@ -140,8 +150,7 @@ class Swarm:
             gone: the source is no more, or the origin cannot be reached from there; else what a node gave was wrong,
                 and it has to fetch that piece itself.
         """
-        self._over(node, piece)
-        self._again(node, piece)
+        self.give_back(node, piece)
         if gone and not source:
             self._nodes[node].reads = False
         elif gone:
@@ -151,11 +160,10 @@ class Swarm:
             self._nodes[source].has.discard(piece)
             self._again(source, piece)
 
-    def _from_the_origin(self, known: _Node) -> tuple[int, str] | None:
+    def _from_the_origin(self, known: Node) -> tuple[int, str] | None:
         """The next piece that nobody has read yet, if the origin has room; readers are spread over the nodes."""
-        reading = sum(not source for n in self._nodes.values() for source, _ in n.errands.values())
-        mine = sum(not source for source, _ in known.errands.values())
-        if not known.reads or reading >= self._readers or mine >= max(1, self._readers // len(self._nodes)):
+        share = max(1, self._readers // len(self._nodes))
+        if not known.reads or self._reading >= self._readers or known.from_origin >= share:
             return None
         piece = next((piece for piece in self._unread if known.wants(piece)), None)
         if piece is None:
@@ -163,7 +171,7 @@ class Swarm:
         del self._unread[piece]
         return piece, ""
 
-    def _from_a_node(self, known: _Node) -> tuple[int, str] | None:
+    def _from_a_node(self, known: Node) -> tuple[int, str] | None:
         """Its next piece that some node has and can give now."""
         asks = known.asks
         passed: list[int] = []
@@ -172,7 +180,8 @@ class Swarm:
             piece = asks.pop()
             if not known.wants(piece):
                 continue
-            free = [node for node in self._holders[piece] if self._nodes[node].gives < self._streams]
+            some = self._holders[piece].some(_ASKED, self._random)
+            free = [node for node in some if self._nodes[node].gives < self._streams]
             if free:
                 found = piece, min(free, key=lambda node: (self._nodes[node].gives, node))
             else:
@@ -183,13 +192,17 @@ class Swarm:
     def _has(self, node: str, piece: int, digest: str) -> None:
         self.digests[piece] = digest
         self._nodes[node].has.add(piece)
+        self._lacking -= not len(self._holders[piece])
         self._holders[piece].add(node)
         self._unread.pop(piece, None)
 
     def _lost(self, node: str, piece: int) -> None:
         """A node has not got a piece any more; if nobody has, the origin is asked again."""
+        if not len(self._holders[piece]):
+            return
         self._holders[piece].discard(node)
-        if not self._holders[piece]:
+        if not len(self._holders[piece]):
+            self._lacking += 1
             self._unread[piece] = None
 
     def _again(self, node: str, piece: int) -> None:
@@ -199,19 +212,26 @@ class Swarm:
 
     def _over(self, node: str, piece: int) -> None:
         """An errand has ended, well or not, if it was still running."""
-        running = self._nodes[node].errands.pop(piece, None)
+        known = self._nodes[node]
+        running = known.errands.pop(piece, None)
         if running is not None:
-            self._end(piece, running[0])
+            self._end(known, piece, running[0])
 
-    def _end(self, piece: int, source: str) -> None:
+    def _end(self, known: Node, piece: int, source: str) -> None:
         if source in self._nodes:
             self._nodes[source].gives -= 1
-        if not source and not self._holders[piece]:
-            self._unread[piece] = None
+        if not source:
+            known.from_origin -= 1
+            self._reading -= 1
+            if not len(self._holders[piece]):
+                self._unread[piece] = None
 
     def _give_up_lost(self) -> None:
         """What was to be there by now is given out again; who comes late with it is heard all the same."""
         now = self._clock()
+        if now - self._looked < _LOOK * self._patience_s:
+            return
+        self._looked = now
         for name, node in self._nodes.items():
             for piece in [p for p, (_, until) in node.errands.items() if until < now]:
                 self._over(name, piece)

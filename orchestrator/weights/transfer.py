@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,15 @@ _ASK_S = 10.0  # a question is held open so long
 _CALL_S = 60.0
 _TRIES = 3  # of the origin in a row, then it cannot be reached from here
 _AGAIN_S = 0.5
+_PLACES = 16
+
+
+class _NotGivenError(Exception):
+    """A source did not give a piece: it is `gone`, or gives what is wrong."""
+
+    def __init__(self, *, gone: bool) -> None:
+        super().__init__()
+        self.gone = gone
 
 
 @dataclass
@@ -50,7 +60,8 @@ class Transfer:
         weights: which, and the limits.
         store: the node's.
         here: the node's name among those that share the model.
-        read_from: (a node's name, a piece's number) -> the piece; raises RayError or OSError.
+        read_from: (a node's name, a piece's number, where a part begins in it, and how long that is) -> the part;
+            raises RayError or OSError.
 
     Attributes:
         small: set once its configuration and its tokenizer are there, or it has failed.
@@ -59,7 +70,7 @@ class Transfer:
     """
 
     def __init__(
-        self, weights: Weights, store: NodeStore, here: str, read_from: Callable[[str, int], memoryview]
+        self, weights: Weights, store: NodeStore, here: str, read_from: Callable[[str, int, int, int], memoryview]
     ) -> None:
         self.brought = Brought()
         self.small, self.over = threading.Event(), threading.Event()
@@ -72,6 +83,9 @@ class Transfer:
         self._has: dict[int, str] = {}
         self._lock = threading.Lock()
         self._joining = threading.Lock()
+        self._fetches: dict[int, Errand] = {}  # who fetches a piece now; of two the later one
+        self._right: dict[int, str] = {}  # pieces that were fetched, and their digests
+        self._places = [threading.Lock() for _ in range(_PLACES)]  # of pieces on the disk
         self._why = ""  # the origin did not give a piece
 
     def run(self) -> None:
@@ -105,49 +119,80 @@ class Transfer:
 
     def _stream(self) -> None:
         """Fetch one piece after the other, until all are there or nobody can give the rest."""
-        failures = 0
+        failures, done = 0, None
         try:
             while len(self._has) < len(self._listing.pieces) and self.error is None:
-                errand = self._ask("next", _ASK_S)
+                right, errand = self._ask("next", _ASK_S, done and (done[0].piece, done[1]))
+                if done:
+                    self._settle(*done, right=right)
+                done = None
                 if errand is None:
                     continue
-                if self._fetched(errand):
-                    failures = 0
-                elif not errand.source:
-                    failures += 1
-                    self._ask("failed", errand.piece, "", failures >= _TRIES)
-                    time.sleep(_AGAIN_S)
+                try:
+                    if digest := self._fetched(errand):
+                        done, failures = (errand, digest), 0
+                except _NotGivenError as error:
+                    failures += not errand.source
+                    gone = error.gone if errand.source else failures >= _TRIES
+                    self._ask("failed", errand.piece, errand.source, gone)
+                    time.sleep(0 if errand.source else _AGAIN_S)
         except Exception as error:
             self.error = self.error or error
 
-    def _fetched(self, errand: Errand) -> bool:
-        """Fetch a piece, and say so; of what a node did not give it is said that too."""
-        piece = self._listing.pieces[errand.piece]
-        try:
-            if errand.source:
-                data = self._read_from(errand.source, errand.piece)
-            else:
-                data = memoryview(listing.read(self._listing, piece))
-        except (RayError, OSError) as error:
-            if errand.source:
+    def _fetched(self, errand: Errand) -> str:
+        """Fetch a piece; returns its digest. "": it took so long that another stream fetches it now.
+
+        Raises:
+            _NotGivenError: the source did not give it, or something else.
+            OSError: this node's disk is full, or cannot be written.
+        """
+        piece, sha256 = self._listing.pieces[errand.piece], hashlib.sha256()
+        lock = self._places[errand.piece % len(self._places)]
+        with lock:
+            self._fetches[errand.piece] = errand
+            known = self._right.get(errand.piece)
+            if known and errand.digest in ("", known):  # it came while the directory took it for lost
+                return known
+        origin, heard = listing.read(self._listing, piece), time.monotonic()
+        for offset, length in self._listing.parts(piece):
+            try:
+                if errand.source:
+                    data = self._read_from(errand.source, errand.piece, offset, length)
+                else:
+                    data = memoryview(next(origin))
+            except (RayError, OSError) as error:
+                self._why = self._why if errand.source else one_line(error)
                 wrong = isinstance(error, RayTaskError) and not isinstance(error.cause, (FileNotFoundError, KeyError))
-                self._ask("failed", errand.piece, errand.source, not wrong)
-            else:
-                self._why = one_line(error)
-            return False
-        digest = self._store.digest(self._listing, errand.piece, data)
+                raise _NotGivenError(gone=not wrong) from error
+            sha256.update(data)
+            if time.monotonic() - heard > self._weights.bounds.patience_s / 2:
+                self._ask("goes_on", errand.piece)
+                heard = time.monotonic()
+            with lock:  # whoever is late does not write over what another has checked
+                if self._fetches[errand.piece] is not errand:
+                    return ""
+                self._store.write(self._listing, piece, offset, data)
+        digest = self._store.digest(self._listing, errand.piece, sha256.hexdigest())
         if errand.digest not in ("", digest):
             what = f"{piece}, from {f'node {errand.source[:12]}' if errand.source else 'the origin'}"
             self._why = f"{what}, is not what its digest says"
             self.brought.refused.append(what)
-            if errand.source:
-                self._ask("failed", errand.piece, errand.source, False)
-            return False
-        self._store.write(self._listing, piece, data, digest)
-        if not self._ask("got", errand.piece, digest):  # two have read it from the origin, and it is not the same
+            raise _NotGivenError(gone=False)
+        with lock:
+            if self._fetches[errand.piece] is not errand:
+                return ""
+            self._right[errand.piece] = digest
+            self._store.note(self._listing, piece, digest)
+        return digest
+
+    def _settle(self, errand: Errand, digest: str, *, right: bool) -> None:
+        """The directory has heard of a piece."""
+        piece = self._listing.pieces[errand.piece]
+        if not right:  # two have read it from the origin, and it is not the same
             self._why = f"{piece}, is not what another node has read there"
             self.brought.refused.append(f"{piece}, from the origin")
-            return False
+            self._right.pop(errand.piece, None)
+            return
         with self._lock:
             self._has[errand.piece] = digest
             if errand.source:
@@ -155,7 +200,6 @@ class Transfer:
             else:
                 self.brought.origin_bytes += piece.length
         self._look_for_small()
-        return True
 
     def _look_for_small(self) -> None:
         if not self.has_small and all(number in self._has for number in range(self._listing.small)):

@@ -20,7 +20,7 @@ from tests.unit.batch_service import line
 from tests.unit.commands import finish, start
 from tests.waiting import wait_for
 
-ROWS = int(os.environ.get("ORCHESTRATOR_TEST_ROWS", "100000"))
+ROWS = int(os.environ.get("ORCHESTRATOR_TEST_ROWS", "20000"))
 KILL_EACH_S = 30.0
 pytestmark = pytest.mark.usefixtures("no_ray")
 

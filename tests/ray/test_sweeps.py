@@ -94,7 +94,14 @@ def test_the_simulated_service_is_set_beside_a_real_one(mine: Footprint) -> None
 
 def test_what_a_models_origin_sends_is_measured(mine: Footprint) -> None:
     out = mine.folder / "out"
-    bench = ["bench=weights", "bench.sizes_mib=[8]", "bench.nodes=[1,2]", "bench.rounds=1", "weights.piece_mib=1"]
+    bench = [
+        "bench=weights",
+        "bench.sizes_mib=[8]",
+        "bench.nodes=[1,2]",
+        "bench.rounds=1",
+        "weights.piece_mib=1",
+        "bench.simulated_nodes=[8]",
+    ]
     code, _, err = finish(job("bench", *bench, f"hydra.run.dir={out}", mine=mine))
     assert code == 0, err
     data = json.loads((out / "bench.json").read_text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.unit.test_weights_store import files, make_model
 from tests.waiting import HANG_S
 
 NODES = 4
-PIECE = 64 << 10
+PIECE, PART = 64 << 10, 24 << 10
 DISK = "NODE_DISK"  # each node's own
 
 
@@ -56,7 +56,8 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def weights(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
     bounds = Bounds(f"${DISK}/{tmp_path.name}", 1 << 30, 2, 4, HANG_S)
-    return Weights(look("m", str(model), PIECE), bounds, str(tmp_path / "key"), f"w-{tmp_path.name}")
+    listing = replace(look("m", str(model), PIECE), part_bytes=PART)  # as of a large model
+    return Weights(listing, bounds, str(tmp_path / "key"), f"w-{tmp_path.name}")
 
 
 def on(node_id: str, weights: Weights) -> Any:

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.bench.simulator.swarm_model import Network, travel
+from orchestrator.weights.members import Holders
 from orchestrator.weights.swarm import Errand, Swarm
 
 PATIENCE = 50.0
@@ -149,3 +151,50 @@ def test_a_node_that_is_not_heard_of_reads_nothing() -> None:
     assert not swarm.stuck()
     now[0] = PATIENCE + 1
     assert swarm.stuck()
+
+
+def test_an_errand_that_takes_long_is_not_lost_while_it_is_heard_of() -> None:
+    now = [0.0]
+    swarm = Swarm(1, 0, 8, 2, PATIENCE, lambda: now[0])
+    swarm.join("slow", {})
+    swarm.join("b", {})
+    assert swarm.next("slow") == Errand(0, "", "")
+    for _ in range(3):
+        now[0] += 0.9 * PATIENCE
+        swarm.goes_on("slow", 0)
+        assert swarm.next("b") is None
+    now[0] += 1.1 * PATIENCE
+    assert swarm.next("b") == Errand(0, "", "")
+    swarm.goes_on("slow", 0)  # too late: it changes nothing
+    assert swarm.got("slow", 0, "x")
+
+
+def test_a_decision_takes_no_longer_in_a_large_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the clock: by how many nodes are looked at."""
+    looked = []
+    some = Holders.some
+    monkeypatch.setattr(Holders, "some", lambda *words: looked.append(len(found := some(*words))) or found)
+    swarm = Swarm(50, 0, 8, 2, PATIENCE, lambda: 0.0)
+    for number in range(1000):
+        swarm.join(f"n{number}", dict.fromkeys(range(50), "x") if number else {})
+    for _ in range(50):
+        errand = swarm.next("n0")
+        swarm.got("n0", errand.piece, "x")
+    assert swarm.complete("n0")
+    assert len(looked) == 50
+    assert max(looked) <= 16
+
+
+@pytest.mark.parametrize(
+    ("nodes", "question_s", "at_most"), [(1, 0.0, 1.2), (8, 0.0, 1.2), (40, 0.0, 1.3), (40, 0.01, 5.0)]
+)
+def test_a_simulated_cluster_needs_little_more_than_its_network_must(
+    nodes: int, question_s: float, at_most: float
+) -> None:
+    network = Network(node_bytes_s=100.0, origin_bytes_s=400.0, question_s=question_s)
+    found = travel(nodes, 64, 10, 4, 16, network)
+    least = 64 * 10 / 100.0
+    assert found.read == 64
+    assert least <= found.first_s <= found.last_s <= at_most * least
+    assert found.last_s >= question_s * nodes * 64  # questions are answered one after the other
+    assert nodes * 64 <= found.questions <= 3 * nodes * 64
