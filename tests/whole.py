@@ -92,6 +92,10 @@ LONG: dict[str, tuple[str, ...]] = {
     "20,000 requests (ORCHESTRATOR_TEST_ROWS for more); tests/commands/test_batch.py has each fault with a few": (
         "ray/test_long_batch.py",
     ),
+    "a fleet answers each in the same way; tests/unit/test_bundle.py has each damage": (
+        "ray/test_cache_faults.py::test_a_damaged_bundle_is_refused_and_replaced[empty]",
+        "ray/test_cache_faults.py::test_a_damaged_bundle_is_refused_and_replaced[half]",
+    ),
     "waits until Ray gives up": ("ray/test_ray_start.py::test_without_given_ports_it_does_not",),
     "16 or 64 actors on two cores; tests/unit/test_fleet_parts.py has 64 that are no processes": (
         "ray/test_fleet.py::test_all_that_start_are_looked_at_in_one_go",
