@@ -23,24 +23,26 @@ class LoadFormat:
         package: what brings that.
         gpus: it loads onto CUDA devices alone.
         plain: weights reach the model as they are; others change its layers while they load.
+        weight_files: it reads a folder's safetensors, .bin or .pt files; see models/folder.py.
     """
 
     module: str = ""
     package: str = ""
     gpus: bool = False
     plain: bool = True
+    weight_files: bool = False
 
 
 FORMATS: dict[str, LoadFormat] = {
-    "auto": LoadFormat(),
-    "hf": LoadFormat(),
-    "safetensors": LoadFormat(),
-    "pt": LoadFormat(),
+    "auto": LoadFormat(weight_files=True),
+    "hf": LoadFormat(weight_files=True),
+    "safetensors": LoadFormat(weight_files=True),
+    "pt": LoadFormat(weight_files=True),
     "npcache": LoadFormat(),
     "mistral": LoadFormat(),
-    "fastsafetensors": LoadFormat("fastsafetensors", "fastsafetensors", gpus=True),
-    "instanttensor": LoadFormat("instanttensor", "instanttensor", gpus=True),
-    "runai_streamer": LoadFormat("runai_model_streamer", "runai-model-streamer"),
+    "fastsafetensors": LoadFormat("fastsafetensors", "fastsafetensors", gpus=True, weight_files=True),
+    "instanttensor": LoadFormat("instanttensor", "instanttensor", gpus=True, weight_files=True),
+    "runai_streamer": LoadFormat("runai_model_streamer", "runai-model-streamer", weight_files=True),
     "runai_streamer_sharded": LoadFormat("runai_model_streamer", "runai-model-streamer", plain=False),
     "sharded_state": LoadFormat(plain=False),
     "tensorizer": LoadFormat("tensorizer", "tensorizer", plain=False),

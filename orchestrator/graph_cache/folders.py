@@ -29,6 +29,16 @@ def make_private(folder: Path) -> None:
                 raise
 
 
+def only_ours(folder: Path) -> bool:
+    """May nobody but this user write to a folder?
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = folder.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
 def remove_whole(copy: Path) -> None:
     """Remove a folder, away under another name first: nobody finds half a copy.
 

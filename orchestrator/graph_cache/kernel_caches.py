@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Any
 
 from orchestrator.errors import one_line
 from orchestrator.graph_cache.bundle import Limits
+from orchestrator.graph_cache.folders import only_ours
 
 PART = "kernels"  # below a cache root, and in a bundle
 USED = "kernels_used"  # below a cache root: what `begin` makes, and an empty file for each of Triton's keys
@@ -40,14 +39,12 @@ class KernelCache:
         name: as reports say it.
         folder: its place below PART.
         where: where a node keeps it; it is given a replica's cache root, or None. None: not without a replica.
-        code: it holds code; all of it is authenticated with the bundle.
         recorded: we know which folders a start used. Else the bundle gets all, the newest first.
     """
 
     name: str
     folder: str
     where: Callable[[Path | None], Path | None]
-    code: bool
     recorded: bool = False
 
 
@@ -68,24 +65,19 @@ def deep_gemm_folder() -> Path:
     return Path(os.environ.get("DG_JIT_CACHE_DIR") or vllms_own_cache() / "deep_gemm")
 
 
-TRITON = KernelCache("Triton kernels", "triton", lambda _: triton_folder(), code=True, recorded=True)
 CACHES = (
-    TRITON,
-    KernelCache("DeepGEMM kernels", "deep_gemm", lambda _: deep_gemm_folder(), code=True),
+    KernelCache("Triton kernels", "triton", lambda _: triton_folder(), recorded=True),
+    KernelCache("DeepGEMM kernels", "deep_gemm", lambda _: deep_gemm_folder()),
     KernelCache(
         "FlashInfer's tuning",
         "flashinfer_autotune_cache",
         lambda _: vllms_own_cache() / "flashinfer_autotune_cache",
-        code=False,
     ),
-    KernelCache("vLLM's model infos", "modelinfos", lambda _: vllms_own_cache() / "modelinfos", code=False),
+    KernelCache("vLLM's model infos", "modelinfos", lambda _: vllms_own_cache() / "modelinfos"),
     # VLLM_ENABLE_STARTUP_PLAN=1: how large the KV cache was; with it the next start profiles nothing, and has as much
-    KernelCache("vLLM's start-up plan", "startup_plan", lambda root: root and root / "startup_plan", code=False),
+    KernelCache("vLLM's start-up plan", "startup_plan", lambda root: root and root / "startup_plan"),
 )
-LEFT_OUT = {
-    "FlashInfer's own kernels": "ninja builds them again where paths and times differ; install flashinfer-jit-cache",
-    "FlashInfer's cubins": "FlashInfer downloads and checks them itself; install flashinfer-cubin",
-}
+# Not FlashInfer's own kernels: ninja builds them again where paths or times differ. Nor its cubins: it fetches them.
 
 
 def begin(root: Path) -> None:
@@ -141,7 +133,7 @@ def spread(parts: Path, root: Path | None) -> dict[str, dict[str, Any]]:
             if target is None or not target.is_absolute() or not source.is_dir():  # a user without a home
                 continue
             target.mkdir(parents=True, exist_ok=True)
-            if not _closed(target):
+            if not only_ours(target):
                 found[cache.name] = {"brought": 0, "why": f"others may write to {target}"}
                 continue
             came = list(_leaves(source))
@@ -168,14 +160,14 @@ def told(brought: Mapping[str, Mapping[str, Any]], root: Path) -> dict[str, dict
 
 def _folders(cache: KernelCache, root: Path, source: Path | None) -> list[Path]:
     """A cache's folders that a start used, or might have; the newest first."""
-    if source is None or not source.is_dir() or not _closed(source):
+    if source is None or not source.is_dir() or not only_ours(source):
         return []
     if cache.recorded:
         names = [file.name for file in (root / USED).iterdir() if file.name != _BEGAN]
         found = [folder for name in names if (folder := source / name).is_dir() and not folder.is_symlink()]
     else:
         found = list(_leaves(source))
-    return sorted(filter(_closed, found), key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+    return sorted(filter(only_ours, found), key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
 
 
 def _leaves(source: Path) -> Iterator[Path]:
@@ -194,12 +186,6 @@ def _files(folder: Path) -> list[Path]:
         ]
         return sorted((f for f in found if f.name != "lock"), key=lambda f: (f.name.startswith(_GROUP), f.name))
     return []
-
-
-def _closed(folder: Path) -> bool:
-    """May only this user write to it?"""
-    found = folder.stat()
-    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _spread_one(source: Path, target: Path) -> None:
@@ -229,9 +215,7 @@ def _place(file: Path, target: Path) -> None:
     except FileExistsError:
         return
     except OSError:  # another file system
-        staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.copyfile(file, staging)
-        staging.replace(target)
+        _write(target, file.read_bytes())
 
 
 def _write(target: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Device, EngineConfig, EngineKind, ModelConfig
+from orchestrator.config.load_formats import FORMATS
 from orchestrator.errors import ConfigError, ModelError
 
 # Any of these belongs to a tokenizer that vLLM reads.
@@ -24,15 +25,6 @@ _EMBEDS = re.compile(
     r"|(Bert|Roberta|Electra|Deberta|MPNet|Bidirectional|ColBERT|CLIP|Siglip|Gte)\w*Model$"
 )
 _AGAIN = "Fetch the model again."
-_READ_AS_FILES = (
-    "auto",
-    "hf",
-    "safetensors",
-    "pt",
-    "runai_streamer",
-    "fastsafetensors",
-    "instanttensor",
-)  # vLLM's load formats that read these
 
 
 def check(folder: Path, model: ModelConfig, engine: EngineConfig) -> None:
@@ -47,7 +39,7 @@ def check(folder: Path, model: ModelConfig, engine: EngineConfig) -> None:
     check_config(_json(folder / "config.json", model, "Set model.id to a model's folder."), str(folder), model, engine)
     if engine.kind is EngineKind.fake:
         return
-    if model.weights and engine.load_format in _READ_AS_FILES:
+    if model.weights and (known := FORMATS.get(engine.load_format)) and known.weight_files:
         _check_weights(folder, model)
     if not engine.extra.get("skip_tokenizer_init") and not engine.extra.get("tokenizer"):
         if not _any(folder, _TOKENIZERS):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from orchestrator.graph_cache.folders import make_private, remove_left_overs, remove_whole
+from orchestrator.graph_cache.folders import make_private, only_ours, remove_left_overs, remove_whole
 from orchestrator.weights.listing import Listing, Piece
 
 _PIECES = ".pieces"
@@ -61,8 +61,7 @@ class NodeStore:
         """
         used = in_use(self.folder, listing)
         try:
-            found = self.folder.stat()
-            if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            if not only_ours(self.folder):
                 raise PermissionError(f"{self.folder} can be written by others")
             with FileLock(self.folder / f"{listing.version}{_LOCK}"):
                 yield

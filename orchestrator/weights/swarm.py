@@ -30,7 +30,7 @@ class Errand:
 class Swarm:
     """The nodes that want one version of a model, or have it. Belongs to one event loop.
 
-    A decision takes about the same time however many nodes there are (`bench=weights`).
+    A decision takes about the same time however many nodes there are.
 
     Args:
         pieces: how many there are.

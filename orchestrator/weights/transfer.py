@@ -132,10 +132,12 @@ class Transfer:
                     if digest := self._fetched(errand):
                         done, failures = (errand, digest), 0
                 except _NotGivenError as error:
-                    failures += not errand.source
-                    gone = error.gone if errand.source else failures >= _TRIES
-                    self._ask("failed", errand.piece, errand.source, gone)
-                    time.sleep(0 if errand.source else _AGAIN_S)
+                    if errand.source:
+                        self._ask("failed", errand.piece, errand.source, error.gone)
+                        continue
+                    failures += 1
+                    self._ask("failed", errand.piece, "", failures >= _TRIES)
+                    time.sleep(_AGAIN_S)
         except Exception as error:
             self.error = self.error or error
 

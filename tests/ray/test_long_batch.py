@@ -93,8 +93,8 @@ def test_none_is_lost_none_is_doubled_and_few_are_asked_twice(service: str, job,
             driver.kill()
             driver.communicate()
             driver, replaced = job("batch", *words), True
-        elif driver.poll() is None and done() > 100:
-            memory.append(psutil.Process(driver.pid).memory_info().rss >> 20)
+        elif driver.poll() is None and done() > 100 and (used := psutil.Process(driver.pid).memory_info().rss):
+            memory.append(used >> 20)  # one that has just ended has none
         if time.monotonic() - last > KILL_EACH_S and (found := replicas()):
             found[0].kill()
             killed, last = killed + 1, time.monotonic()
