@@ -3,6 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Many images set it. Without bytecode each process of an engine, of Ray and of a test compiles thousands of modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-all unit commands simulation ray engine check setup gpu-rehearsal versions drift peer lock figures clean
 
 run: $(VENV)/.run

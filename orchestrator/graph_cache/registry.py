@@ -1,9 +1,8 @@
 """The cluster's registry of compiled graphs: one actor that says who compiles, and serves what was compiled.
 
 States of a key: empty -> led (one replica compiles under a lease) -> published, and -> led again where what was
-published turned out to be of no use. A lease that is not renewed, or that was held for too long, passes to the next who
-asks, under a higher generation; a publish or a release by anyone but the leader changes nothing. docs/graph_cache.md
-has the protocol.
+published was of no use. A lease that is not renewed, or was held for too long, passes to the next who asks, under a
+higher generation; a publish or a release by anyone but the leader changes nothing. docs/graph_cache.md: the protocol.
 
 The registry puts bundles into the object store itself, so that it owns them: an object dies with the worker that put
 it. Memory is bounded: what was asked for least recently is dropped from it, and served from the durable store again,
@@ -114,21 +113,21 @@ class Registry:
         entry = await self._led_by(key, generation, who)
         if entry is None:
             return self._entry(key).published_by == (who, generation)  # its first answer was lost
-        name = ""
+        name, putting = "", asyncio.create_task(self._entries.put(data))  # while the durable copy is written
         try:
             name = await asyncio.to_thread(self._store.save, key, generation, memoryview(data))
         except OSError as error:
             logger.warning("no durable copy of %s: %s", key[:12], error)
+        ref = await putting
         if not self._leads(entry, generation, who) or self._entries[key] is not entry:  # while the store was slow
             return entry.published_by == (who, generation)
         entry.header = {**header, "generation": generation, "durable": bool(name), "bundle": name}
-        held = self._entries.hold(key, entry, data)
-        if not held and not name:
-            entry.header = {}
-        else:
+        if self._entries.hold(entry, ref, len(data)) or name:
             entry.published_by = (who, generation)
+        else:
+            entry.header = {}
         entry.end_lead()
-        return held or bool(name)
+        return bool(entry.header)
 
     async def replace(self, key: str, generation: int, who: str) -> int:
         """Let a replica that compiled although it had restored `generation` publish what it compiled.
@@ -183,6 +182,7 @@ class Registry:
         before = entry.header
         try:
             found = await asyncio.to_thread(self._store.find, key, before, self._entries.max_bytes)
+            ref = await self._entries.put(found.data) if found and found.data else None
         except OSError as error:
             logger.warning("the durable store does not answer for %s: %s", key[:12], error)
             return False
@@ -194,7 +194,7 @@ class Registry:
         entry.header = {**found.header, "durable": True}
         entry.generation = max(entry.generation, int(found.header["generation"]))
         if found.data:
-            self._entries.hold(key, entry, found.data)
+            self._entries.hold(entry, ref, len(found.data))
         return True
 
     async def _led_by(self, key: str, generation: int, who: str) -> Entry | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_BYTECODE = {True: "", False: "; no Python bytecode", None: "; Python bytecode not recorded"}
+
 
 def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     """A page of results.
@@ -24,7 +26,8 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         parts += [
             f"## bench={data['kind']}: {name}", "",
             f"`{data['command']}`  ",
-            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {versions}. "
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {versions}"
+            + _BYTECODE[machine.get("bytecode")] + ". "
             + ("Everything was as it has to be." if data["ok"] else "**Not everything was as it has to be.**"), "",
         ]  # fmt: skip
         parts += _table(data["summary"])

@@ -92,7 +92,7 @@ async def publish_without_a_second_look(
         return False
     name = await asyncio.to_thread(self._store.save, key, generation, memoryview(data))
     found.header = {**header, "generation": generation, "durable": True, "bundle": name}
-    self._entries.hold(key, found, data)
+    self._entries.hold(found, await self._entries.put(data), len(data))
     found.published_by = (who, generation)
     found.end_lead()
     return True
@@ -110,7 +110,7 @@ async def publish_durable_whatever_the_disk_says(
     if not self._leads(found, generation, who):
         return False
     found.header = {**header, "generation": generation, "durable": True, "bundle": name}
-    self._entries.hold(key, found, data)
+    self._entries.hold(found, await self._entries.put(data), len(data))
     found.published_by = (who, generation)
     found.end_lead()
     return True
@@ -121,6 +121,17 @@ async def evict_and_forget_the_generation(self: Registry, key: str) -> bool:
         return False
     await asyncio.to_thread(self._store.delete, key)
     self._entries.pop(key, None)
+    return True
+
+
+async def load_without_looking_again(self: Registry, key: str, found: Entry) -> bool:
+    loaded = await asyncio.to_thread(self._store.find, key, found.header, self._entries.max_bytes)
+    if loaded is None:
+        return False
+    ref = await self._entries.put(loaded.data)
+    found.header = {**loaded.header, "durable": True}
+    found.generation = max(found.generation, int(loaded.header["generation"]))
+    self._entries.hold(found, ref, len(loaded.data))
     return True
 
 
@@ -137,10 +148,14 @@ async def led_by_storage_on_the_loop(self: Registry, key: str, generation: int, 
 LED_BY = Registry._led_by
 
 
-def hold_without_bound(self: Entries, key: str, found: Entry, data: Any) -> bool:
-    found.ref, found.size, found.used = entry.ray.put(entry.np.frombuffer(data, dtype=entry.np.uint8)), len(data), 0.0
+async def put_without_room(self: Entries, data: Any) -> Any:
+    return await asyncio.to_thread(entry.ray.put, entry.np.frombuffer(data, dtype=entry.np.uint8))
+
+
+def hold_without_bound(self: Entries, found: Entry, ref: Any, size: int) -> bool:
+    found.ref, found.size, found.used = ref, size, 0.0
     found.turns = Turns()
-    return True
+    return ref is not None
 
 
 def restarted_without_waiting(self: Registry, *words: Any) -> None:
@@ -215,9 +230,12 @@ FAULTS: dict[str, Callable[[], list[Any]]] = {
     "a leader that was replaced meanwhile publishes": patches((Registry, "publish", publish_without_a_second_look)),
     "a full disk is taken for a durable copy": patches((Registry, "publish", publish_durable_whatever_the_disk_says)),
     "an evicted key begins at generation 1 again": patches((Registry, "evict", evict_and_forget_the_generation)),
+    "what was published while a load ran is forgotten": patches((Registry, "_load", load_without_looking_again)),
     "each who asks loads the bundle": patches((Registry, "_served", load_for_each)),
     "storage is asked on the event loop": patches((Registry, "_led_by", led_by_storage_on_the_loop)),
-    "bundles are held without bound": patches((Entries, "hold", hold_without_bound)),
+    "bundles are held without bound": patches(
+        (Entries, "put", put_without_room), (Entries, "hold", hold_without_bound)
+    ),
     "a restarted registry does not wait for leaders": patches((Registry, "__init__", restarted_without_waiting)),
     "whoever says so leads": patches((Registry, "_leads", anyone_leads)),
     "nobody takes over from a dead leader": patches((Entry, "led_until", never_taken_over)),

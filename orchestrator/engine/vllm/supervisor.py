@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 
 from orchestrator import compat, paths, timeline
-from orchestrator.cluster import machine
+from orchestrator.cluster import bytecode, machine
 from orchestrator.engine.contract import EngineSpec
 from orchestrator.engine.vllm import fork_context, reaper, short_profile
 from orchestrator.errors import one_line
@@ -77,6 +77,8 @@ class Supervisor:
         fork_context.offline_as_told()
         if self._said:
             logger.warning("%s%s", compat.PREFIX, self._said)
+        if slow := bytecode.note():
+            logger.warning("%s%s", compat.PREFIX, slow)
         self.events.mark("import")
         if not self.spec.stock:
             compat.check()

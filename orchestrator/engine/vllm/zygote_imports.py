@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 
 from orchestrator import compat
+from orchestrator.cluster import bytecode
 from orchestrator.compat import table
 from orchestrator.engine.vllm import device_answers, fork_context
 
@@ -42,7 +43,8 @@ with device_answers.imports_without_a_device():
     with suppress(compat.Gone):
         # with GPUs the whole asks CUDA for the device's name; Triton's part does not
         compat.get(table.SYSTEM if current_platform.is_cpu() else table.TRITON_KEY)()
-compat.check()  # forks know the result
+compat.check()  # forks know the result, and this one
+bytecode.note()
 
 
 def at_birth() -> None:
