@@ -18,6 +18,7 @@ import secrets
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +28,7 @@ import pyarrow as pa
 
 from orchestrator.errors import ArtifactRefused, ConfigError
 from orchestrator.graph_cache.folders import make_private
-from orchestrator.graph_cache.packing import archive
+from orchestrator.graph_cache.packing import THREADS, archive
 
 MAGIC = b"ORCHGRAPH1"
 _MAX_HEADER = 1 << 20
@@ -198,25 +199,32 @@ def install(payload: memoryview, folder: Path, limits: Limits) -> None:
 
 
 def _unpack(payload: memoryview, folder: Path, limits: Limits) -> None:
-    total = count = 0
+    total = 0
+    files: list[tuple[Path, int, memoryview]] = []
     stream = pa.PythonFile(pa.BufferReader(pa.py_buffer(payload)), mode="r")  # reads without a copy of the whole
     with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:
             path = PurePosixPath(member.name)
             if not member.isreg() or path.is_absolute() or ".." in path.parts or not path.parts:
                 raise _refused(f"it holds {member.name!r}, which is not a plain file below the cache folder")
-            total, count = total + member.size, count + 1
-            if total > limits.max_bytes or count > limits.max_files:
+            total += member.size
+            if total > limits.max_bytes or len(files) >= limits.max_files:
                 raise _refused("it unpacks to more than the ceiling")
             content = payload[member.offset_data : member.offset_data + member.size]
             if len(content) != member.size:
                 raise _refused(f"{member.name!r} is cut off")
-            target = folder / path
-            make_private(target.parent)
-            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700 if member.mode & 0o100 else 0o600)
-            with os.fdopen(handle, "wb", buffering=0) as out:
-                while content:
-                    content = content[out.write(content) :]
+            files.append((folder / path, 0o700 if member.mode & 0o100 else 0o600, content))
+    for parent in {target.parent for target, _, _ in files}:
+        make_private(parent)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for _ in threads.map(_write, *zip(*files, strict=True)):
+            pass
+
+
+def _write(target: Path, mode: int, content: memoryview) -> None:
+    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb", buffering=0) as out:
+        while content:
+            content = content[out.write(content) :]
 
 
 def _sign(key: bytes, header: bytes) -> bytes:

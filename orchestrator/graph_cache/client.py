@@ -90,13 +90,11 @@ class GraphCacheClient:
         if not self._leads:
             return receipt
         try:
-            data = self._pack(receipt, facts, cache_root)
-            known = bundle.manifest_of(data.data)
-            header = {**asdict(known), "bytes": len(data)}
+            header, data = self._packed(receipt, facts, cache_root)
             call = self.registry.publish.remote(receipt.key, receipt.generation, self._who, header, data)
             done = ray.get(call, timeout=_PUBLISH_S)
             reason = receipt.reason if done else "another replica took over the key meanwhile"
-            return replace(receipt, published=done, bytes=len(data), reason=reason)
+            return replace(receipt, published=done, bytes=header["bytes"], reason=reason)
         except Exception as error:
             self.abandon(receipt)
             return replace(receipt, reason=f"not published: {type(error).__name__}: {error}"[:300])
@@ -223,7 +221,8 @@ class GraphCacheClient:
         self._leads = True
         threading.Thread(target=self._heartbeat, args=(receipt,), daemon=True).start()
 
-    def _pack(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _packed(self, receipt: Receipt, facts: EngineFacts, cache_root: Path) -> tuple[dict[str, Any], Any]:
+        """A bundle's header, and the bundle in the object store: the memory it was packed in is free again."""
         folders = sorted(path for path in (cache_root / AOT_FOLDER).glob("*") if path.is_dir())
         if not facts.saved or not folders:
             raise FileNotFoundError("vLLM saved no compiled graph")
@@ -235,7 +234,8 @@ class GraphCacheClient:
             "facts": {"kv_tokens": facts.kv_tokens, "compile_s": facts.compile_s},
         }
         folders += kernel_caches.collect(cache_root, self.settings.limits)
-        return bundle.pack(cache_root, folders, bundle.signing_key(self.settings.key_file), known)
+        data = bundle.pack(cache_root, folders, bundle.signing_key(self.settings.key_file), known)
+        return {**asdict(bundle.manifest_of(data.data)), "bytes": len(data)}, ray.put(data)
 
     def _heartbeat(self, receipt: Receipt) -> None:
         every = self.settings.lease_s / 6  # and as long for an answer: two that are lost in a row cost no lease

@@ -352,6 +352,11 @@ class Actor:
         self.world.at(self.world.now + 2.0, self.outside, self._deliver, call, name, words, retries - 1)
 
     def _execute(self, process: Process, call: Call, name: str, words: tuple[Any, ...]) -> None:
+        refs = [word for word in words if isinstance(word, Ref)]
+        if not all(ref.owner.alive for ref in refs):
+            self._answer(call, name, words, None, RayError("the owner of an object died"))
+            return
+        words = tuple(word.value if isinstance(word, Ref) else word for word in words)
         work = getattr(self.methods, name)(*words)
         if not asyncio.iscoroutine(work):
             self._answer(call, name, words, work, None)
