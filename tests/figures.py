@@ -39,6 +39,14 @@ def median(rows: list[dict[str, Any]], name: str) -> float:
     return statistics.median(float(row[name]) for row in rows)
 
 
+def where(result: dict[str, Any]) -> str:
+    """The command that measured a result, and the machine."""
+    machine = result["machine"]
+    cpu = re.sub(r"[(](R|TM)[)]| Processor.*", "", machine["cpu"])
+    bytecode = "" if machine.get("bytecode") else ", without Python bytecode"
+    return f"`{result['command']}`, {machine['cores']} cores of an {cpu}, {machine['memory_gib']:.0f} GiB{bytecode}"
+
+
 def environment() -> jinja2.Environment:
     """What templates know: `r` has the results by the names of their files, those in folders by `folder_name`."""
     made = jinja2.Environment(
@@ -48,7 +56,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"d": digits, "median": median, "rows": rows}
+    made.filters |= {"d": digits, "median": median, "rows": rows, "where": where}
     files = sorted(RESULTS.rglob("*.json"))
     made.globals["r"] = {
         "_".join(file.relative_to(RESULTS).with_suffix("").parts): json.loads(file.read_text()) for file in files
