@@ -128,8 +128,10 @@ def pip_settings(listed: str) -> dict[str, list[str]]:
 
 
 def uv_flags(settings: Mapping[str, list[str]], environment: Mapping[str, str]) -> list[str]:
-    """What uv has to be told of pip's settings; what the user told uv itself stands."""
+    """What uv has to be told: pip's settings, and to compile what Python may not; what the user told uv itself stands."""
     flags = []
+    if environment.get("PYTHONDONTWRITEBYTECODE") and "UV_COMPILE_BYTECODE" not in environment:
+        flags += ["--compile-bytecode"]  # as pip does; else every process of an engine would
     if "index-url" in settings and not environment.keys() & {"UV_DEFAULT_INDEX", "UV_INDEX_URL"}:
         flags += ["--default-index", settings["index-url"][-1]]
     if "extra-index-url" in settings and not environment.keys() & {"UV_INDEX", "UV_EXTRA_INDEX_URL"}:

@@ -43,7 +43,7 @@ def where(result: dict[str, Any]) -> str:
     """The command that measured a result, and the machine."""
     machine = result["machine"]
     cpu = re.sub(r"[(](R|TM)[)]| Processor.*", "", machine["cpu"])
-    bytecode = "" if machine.get("bytecode") else ", without Python bytecode"
+    bytecode = ", without Python bytecode" if machine.get("bytecode") is False else ""
     return f"`{result['command']}`, {machine['cores']} cores of an {cpu}, {machine['memory_gib']:.0f} GiB{bytecode}"
 
 

@@ -32,7 +32,7 @@ class World:
         self.config.touch()
         self.make(folder / "env" / "bin" / "python")
         (folder / "path").mkdir()
-        for name in [name for name in install.os.environ if name.startswith(("UV_", "SSL_CERT"))]:
+        for name in [name for name in install.os.environ if name.startswith(("UV_", "SSL_CERT", "PYTHONDONT"))]:
             monkeypatch.delenv(name)
         monkeypatch.setenv("PATH", f"{folder}/path:/usr/bin:/bin")
         monkeypatch.setenv("NOTES", str(self.notes))
@@ -92,6 +92,9 @@ not a setting
         ({"no-index": ["true"]}, {}, "--no-index"),
         ({"no-index": ["0"]}, {}, ""),
         ({"constraint": ["/c.txt"]}, {}, "--constraints /c.txt"),
+        ({}, {"PYTHONDONTWRITEBYTECODE": "1"}, "--compile-bytecode"),
+        ({}, {"PYTHONDONTWRITEBYTECODE": "1", "UV_COMPILE_BYTECODE": "0"}, ""),
+        ({}, {"PYTHONDONTWRITEBYTECODE": ""}, ""),
         ({"trusted-host": ["a", "b"]}, {}, "--allow-insecure-host a --allow-insecure-host b"),
     ],
 )
