@@ -128,7 +128,7 @@ def pip_settings(listed: str) -> dict[str, list[str]]:
 
 
 def uv_flags(settings: Mapping[str, list[str]], environment: Mapping[str, str]) -> list[str]:
-    """What uv has to be told: pip's settings, and to compile what Python may not; what the user told uv itself stands."""
+    """What uv has to be told: pip's settings, and to compile what Python may not. What the user told uv stands."""
     flags = []
     if environment.get("PYTHONDONTWRITEBYTECODE") and "UV_COMPILE_BYTECODE" not in environment:
         flags += ["--compile-bytecode"]  # as pip does; else every process of an engine would
