@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -37,6 +38,7 @@ def forked(**variables: str) -> Any:
                 "born": getattr(sys, "born_of_a_zygote", False),
                 "variable": os.environ.get("ORCHESTRATOR_VARIABLE"),
                 "leads": os.getpgrp() == os.getpid(),
+                "collects": gc.isenabled(),
                 "draw": random.random(),
                 "ids": [ray.put(1).hex(), np.random.default_rng().random()],
                 "folder": os.getcwd(),
@@ -66,6 +68,7 @@ def test_forks_share_a_zygote_and_nothing_else(local_ray: None) -> None:
     first, second = [facts(actor) for actor in actors]
     assert first["born"]
     assert first["leads"]
+    assert first["collects"]
     assert first["parent"] == second["parent"]
     assert first["pid"] != second["pid"]
     assert (first["variable"], second["variable"]) == ("0", "1")
