@@ -51,8 +51,7 @@ def measure(app: AppConfig, say: Say) -> BenchResult:
 def one_round(settings: CacheSettings, folder: Path, mib: int) -> dict[str, Any]:
     """Publish made-up graphs of `mib` MiB, restore them twice, and copy them; seconds of each.
 
-    Before each step what the others wrote goes to the disk. A round writes several times what a start does, and the
-    kernel has a writer wait once a tenth of the memory is unwritten: a step would take the blame for those before it.
+    Before each step what the others wrote goes to the disk, so that none waits for another's writes.
     """
     settings = replace(settings, node_folder=str(folder / "node"))
     source = folder / "source"

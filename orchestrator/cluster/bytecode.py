@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from pathlib import Path
+from importlib.machinery import ModuleSpec
 
 _FEW = 100  # modules: compiling these takes no time that anyone notices
 
@@ -30,7 +30,7 @@ def note() -> str:
     Looks once; a fork knows what was found before it.
     """
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
-    kept = [spec.cached for spec in specs if spec is not None and spec.has_location and spec.cached]
+    kept = [spec.cached for spec in specs if isinstance(spec, ModuleSpec) and spec.has_location and spec.cached]
     lost = [path for path in kept if not os.path.exists(path)]
     if len(lost) < _FEW:
         return ""
@@ -38,7 +38,7 @@ def note() -> str:
     if sys.dont_write_bytecode:
         why = "PYTHONDONTWRITEBYTECODE is set"
     elif not os.access(packages, os.W_OK):
-        why = f"{Path(packages)} cannot be written"
+        why = f"{packages} cannot be written"
     else:
         why = "it could not be written"
     return (

@@ -101,10 +101,7 @@ class Entries(dict[str, Entry]):
         if len(data) > self.max_bytes:
             return None
         async with self._putting:
-            total = len(data) + sum(entry.size for entry in self.held())
-            for old in self.held():
-                if total > self.max_bytes and old.header.get("durable"):
-                    old.ref, total = None, total - old.size
+            self._make_room(len(data), lose=False)
             try:
                 return await asyncio.to_thread(ray.put, np.frombuffer(data, dtype=np.uint8))
             except Exception as error:  # the object store is too small: the durable copy serves
@@ -124,12 +121,17 @@ class Entries(dict[str, Entry]):
         entry.ref, entry.size, entry.used = None, size, time.monotonic()
         if ref is None:
             return False
-        held = self.held()
-        total = size + sum(other.size for other in held)
-        for old in held:
-            if total > self.max_bytes:
-                old.ref, total = None, total - old.size
-                if not old.header.get("durable"):
-                    old.header = {}  # it is nowhere any more
+        self._make_room(size, lose=True)
         entry.ref, entry.turns = ref, Turns()
         return True
+
+    def _make_room(self, size: int, *, lose: bool) -> None:
+        """Drop bundles until `size` bytes fit; with `lose` also those that are nowhere else."""
+        held = self.held()
+        total = size + sum(entry.size for entry in held)
+        for old in held:
+            durable = old.header.get("durable")
+            if total > self.max_bytes and (durable or lose):
+                old.ref, total = None, total - old.size
+                if not durable:
+                    old.header = {}  # it is nowhere any more

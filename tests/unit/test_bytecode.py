@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import sys
+import sys, types
 sys.path.insert(0, sys.argv[1])
+sys.modules["odd"] = types.SimpleNamespace(__spec__="libraries put all sorts of things there")
 for i in range(200):
     __import__(f"made_up_{i}")
 from orchestrator.cluster import bytecode

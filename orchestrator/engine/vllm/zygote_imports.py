@@ -43,7 +43,8 @@ with device_answers.imports_without_a_device():
     with suppress(compat.Gone):
         # with GPUs the whole asks CUDA for the device's name; Triton's part does not
         compat.get(table.SYSTEM if current_platform.is_cpu() else table.TRITON_KEY)()
-compat.check()  # forks know the result, and this one
+# Forks know the results of both
+compat.check()
 bytecode.note()
 
 
