@@ -71,6 +71,7 @@ ROUND = (
         Way("graphs", "hit", off=baseline.FORK),
         Way("graphs+preload", "hit", off=baseline.FORK[1:]),
         Way("graphs+preload+quick_cpu_probe", "hit", off=baseline.FORK[2:]),
+        Way("graphs+preload+quick_cpu_probe+short_profile", "hit", off=baseline.FORK[3:]),
         Way("ours_warm", "hit"),
     ),
     (Way("ours_new_node", "hit"),),

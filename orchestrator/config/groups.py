@@ -72,6 +72,7 @@ class ColdStartConfig:
     share_kernels: bool = True  # on GPUs, with share_graphs: Triton's kernels, tuning results, ... travel with graphs
     quick_cpu_probe: bool = True  # with preload: ask the compiler for its flags, build no programs to see what runs
     short_profile: bool = True  # with preload, on CPU: graphs restored, KV-cache size set: profile a few tokens only
+    overlap: bool = True  # with preload: the tokenizer is read while the engine's processes start
     share_weights: bool = False  # a model's origin is read once; nodes get its files from each other; see WeightsConfig
     prefetch_nodes: int = 8  # made ready ahead of replicas: vLLM imported, newest graphs installed; 0: none
     preload: bool = True  # fork replicas and their engine's processes from one process per node that imported vLLM

@@ -26,6 +26,7 @@ class EngineSpec:
         cpu: it runs on CPU, not on GPUs.
         preload: fork the replica from its node's zygote, which has imported vLLM, and the engine's processes from it.
         quick_cpu_probe: those processes do not build programs to learn what the CPU runs.
+        overlap: the tokenizer is read while those processes start.
         share_kernels: on GPUs: kernels that it makes travel with its graphs.
         short_profile: those processes profile a few tokens where graphs were restored and the KV-cache size is set.
     """
@@ -43,6 +44,7 @@ class EngineSpec:
     preload: bool = False
     quick_cpu_probe: bool = False
     short_profile: bool = False
+    overlap: bool = False
     share_kernels: bool = False
 
     @property

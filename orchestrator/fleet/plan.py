@@ -104,6 +104,7 @@ def engine_spec(
         preload=forked,
         quick_cpu_probe=forked and app.cold_start.quick_cpu_probe,
         short_profile=forked and app.cold_start.short_profile,
+        overlap=forked and app.cold_start.overlap,
         share_kernels=app.cold_start.share_graphs and app.cold_start.share_kernels,
     )
 

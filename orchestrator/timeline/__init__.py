@@ -3,7 +3,7 @@
 from orchestrator.timeline.events import Event, EventLog
 from orchestrator.timeline.facts import EngineFacts, facts, notes, root_cause
 from orchestrator.timeline.phases import COMPILE_PHASES, Phase, phases
-from orchestrator.timeline.vllm_log import vllm_logging_config, write_logging_config
+from orchestrator.timeline.vllm_log import redirect, vllm_logging_config, write_logging_config
 
 __all__ = [
     "COMPILE_PHASES",
@@ -14,6 +14,7 @@ __all__ = [
     "facts",
     "notes",
     "phases",
+    "redirect",
     "root_cause",
     "vllm_logging_config",
     "write_logging_config",

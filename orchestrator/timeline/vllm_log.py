@@ -23,6 +23,10 @@ class VllmLogHandler(logging.Handler):
 
     def __init__(self, file: str) -> None:
         super().__init__(logging.INFO)
+        self.write_to(file)
+
+    def write_to(self, file: str) -> None:
+        """Events go to that file from now on."""
         self._log = EventLog(file)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -48,6 +52,25 @@ def write_logging_config(events_file: str) -> str:
     file = Path(events_file).with_name("logging.json")
     file.write_text(json.dumps(vllm_logging_config(events_file)))
     return str(file)
+
+
+def redirect(config_file: str) -> bool:
+    """Point this process's handlers at the events file of a logging configuration of ours; False if it is another one.
+
+    vLLM applies the configuration twice in each of its processes. Python then goes through all loggers once for each of
+    vLLM's modules: a tenth of a second, and in a fork that has the zygote's handlers nothing but the file changes.
+    """
+    handlers = [h for h in logging.getLogger("vllm").handlers if isinstance(h, VllmLogHandler)]
+    try:
+        config = json.loads(Path(config_file).read_text())
+        file = str(config["handlers"]["events"]["file"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    if not handlers or config != vllm_logging_config(file):
+        return False
+    for handler in handlers:
+        handler.write_to(file)
+    return True
 
 
 class Named(logging.Filter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import logging.config
 import sys
@@ -121,3 +122,25 @@ def test_the_log_is_set_up_in_every_vllm(version: str, tmp_path: Path, monkeypat
         logger.handlers[:], logger.level, logger.propagate = before
     assert f"({named.get('vllm_process_name', 'MainProcess')} pid=" in capsys.readouterr().err
     assert [event.text for event in EventLog(tmp_path / "events.jsonl").read()] == ["Loading weights took 1 s"]
+
+
+def test_a_fork_only_points_the_zygotes_handlers_at_its_own_file(tmp_path) -> None:
+    """vLLM applies the same configuration twice in each process, and each time Python visits every logger."""
+    pytest.importorskip("vllm")
+    logger = logging.getLogger("vllm")
+    before = logger.handlers[:], logger.level, logger.propagate
+    mine, theirs = tmp_path / "events.jsonl", tmp_path / "theirs.json"
+    own = timeline.write_logging_config(str(mine))
+    theirs.write_text(json.dumps({**timeline.vllm_logging_config(str(mine)), "disable_existing_loggers": True}))
+    try:
+        logger.handlers[:] = []
+        assert not timeline.redirect(own)  # no zygote's handlers: vLLM has to apply it
+        logging.config.dictConfig(timeline.vllm_logging_config(str(tmp_path / "zygote.jsonl")))
+        for other in (theirs, tmp_path / "none.json"):
+            assert not timeline.redirect(str(other))
+        assert timeline.redirect(own)
+        logger.info("Loading weights took 1 s", extra={"fileinfo": "a.py"})
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+    assert [event.text for event in EventLog(mine).read()] == ["Loading weights took 1 s"]
+    assert not (tmp_path / "zygote.jsonl").exists()

@@ -16,6 +16,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
@@ -23,9 +24,9 @@ from multiprocessing.context import BaseContext, ForkServerContext, ForkServerPr
 from types import FunctionType
 from typing import Any
 
-from orchestrator import compat, paths
+from orchestrator import compat, paths, timeline
 from orchestrator.compat import features, table
-from orchestrator.engine.vllm import openmp, short_profile
+from orchestrator.engine.vllm import openmp, overlap, short_profile
 from orchestrator.vllm_plugin.settings import logger
 
 MODULE = "orchestrator.engine.vllm.zygote_imports"
@@ -53,6 +54,7 @@ class _Process(ForkServerProcess):
         self._streams = [os.readlink(f"/proc/self/fd/{stream}") for stream in (1, 2)]
         self._server = _forkserver()._forkserver_address
         super().start()
+        overlap.process_started()
 
     def run(self) -> None:
         # Python would start another server, without our imports, for the children of a forked process
@@ -148,6 +150,24 @@ def log_as_told() -> None:
         compat.get(table.CONFIGURE_LOG)()
 
 
+def keep_log() -> None:
+    """In the zygote: log as our engines do, so that a fork only changes the file that its events go to."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["VLLM_LOGGING_CONFIG_PATH"] = timeline.write_logging_config(f"{folder}/events.jsonl")
+        log_as_told()
+        del os.environ["VLLM_LOGGING_CONFIG_PATH"]
+    compat.patch(table.CONFIGURE_LOG, _redirected)
+
+
+def _redirected(plain: Any) -> Any:
+    def configure(config: Any = None) -> None:
+        file = os.environ.get("VLLM_LOGGING_CONFIG_PATH") if config is None else config.pylogging_config_file
+        if not (file and timeline.redirect(file)):
+            plain() if config is None else plain(config)
+
+    return configure
+
+
 def offline_as_told() -> None:
     """The hub's library reads HF_HUB_OFFLINE when it is imported: read it once more."""
     from huggingface_hub import constants
@@ -190,9 +210,21 @@ def _adopt_environment() -> None:
     probe = {"known": lambda isa, code: True, "flags": compiler_takes_flags}.get(os.environ.get(CPU_PROBE, ""))
     if probe is not None and compat.on(features.CPU_PROBE):
         compat.patch(table.CHECK_BUILD, lambda _: probe)  # not the setting vec_isa_ok: that is part of vLLM's key
+    if os.environ.get(CPU_PROBE) == "known" and compat.on(features.HEADERS):
+        compat.patch(table.PRECOMPILE, lambda _: no_header)
     if os.environ.get(short_profile.VARIABLE):
         short_profile.install()
+    if os.environ.get(overlap.VARIABLE):
+        overlap.in_core()
     openmp.adopt()
+
+
+def no_header(header: str, hashable_cmd_line: str, **compile_command: Any) -> None:
+    """Stands in for `_precompile_header`, which Inductor asks before it looks whether the library is there.
+
+    It runs the preprocessor over torch's headers, for half a second, only to name what a compile would include. Where a
+    library is missing after all, it is compiled without a precompiled header.
+    """
 
 
 def compiler_takes_flags(isa: Any, code: str) -> bool:

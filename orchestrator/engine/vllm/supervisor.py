@@ -13,7 +13,7 @@ import ray
 from orchestrator import compat, paths, timeline
 from orchestrator.cluster import bytecode, machine
 from orchestrator.engine.contract import EngineSpec
-from orchestrator.engine.vllm import fork_context, reaper, short_profile
+from orchestrator.engine.vllm import fork_context, overlap, reaper, short_profile
 from orchestrator.errors import one_line
 from orchestrator.graph_cache import kernel_caches
 from orchestrator.vllm_plugin.settings import KERNELS_USED, logger
@@ -87,6 +87,8 @@ class Supervisor:
             self._record_kernels()
         if self.spec.preload or self._on_gpus:
             fork_context.inspect_models_here()
+        if self.spec.overlap:
+            overlap.in_client()
 
     def begin(self, *, restored: bool) -> None:
         """From here on the engine's start is under its deadline.
@@ -98,6 +100,8 @@ class Supervisor:
             os.environ[fork_context.CPU_PROBE] = "known" if restored else "flags"
         if self.spec.cpu and self.spec.short_profile and restored:
             os.environ[short_profile.VARIABLE] = "1"
+        if self.spec.overlap:
+            os.environ[overlap.VARIABLE] = "1"
         if self._on_gpus and self.spec.share_kernels:
             kernel_caches.begin(Path(self.spec.cache_root))
         self._watch()
