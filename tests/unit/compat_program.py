@@ -88,6 +88,21 @@ def imported_early() -> dict[str, Any]:
     }
 
 
+def overlapped() -> dict[str, Any]:
+    """What was patched first still looks to a later check as vLLM has it."""
+    from orchestrator.engine.vllm import fork_context, overlap
+
+    fork_context.keep_log()
+    overlap.in_client()
+    overlap.in_core()
+    patched = [table.ASYNC_LLM_INIT, table.RENDERER, table.CORE_CLIENT, table.TOKENIZER_OF, table.CORE_INIT]
+    return {
+        "patched": all(name in lookup.originals for name in [*patched, table.CONFIGURE_LOG]),
+        "on": compat.on(features.OVERLAP) and compat.on(features.SERVE_HOOK) and compat.on(features.LOG),
+        "notes": compat.notes(),
+    }
+
+
 def stock() -> dict[str, Any]:
     """With the plugin at work in the process, an engine that did not ask gets vLLM's own; one that asked gets ours."""
     vllm_plugin.register()
@@ -150,7 +165,7 @@ def _key(additional: Any) -> bool:
 
 
 def main() -> None:
-    for scenario in (pinned, removed, changed, imported_early, stock):
+    for scenario in (pinned, removed, changed, imported_early, overlapped, stock):
         read, write = os.pipe()
         if (pid := os.fork()) == 0:
             _tell(write, scenario)

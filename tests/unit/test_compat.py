@@ -229,6 +229,11 @@ def test_vllms_own_modules_that_imported_a_name_get_the_patch(with_vllm) -> None
     }
 
 
+def test_a_patched_name_still_looks_as_vllm_has_it(with_vllm) -> None:
+    """Else a service's start, which looks later, would leave its graphs alone."""
+    assert with_vllm["overlapped"] == {"patched": True, "on": True, "notes": []}
+
+
 def test_an_engine_that_did_not_ask_gets_vllms_own(with_vllm) -> None:
     found = with_vllm["stock"]
     assert found["stock pass"] == found["vLLM's pass"]

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from functools import cache
+from functools import cache, wraps
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from types import FunctionType
@@ -160,6 +160,7 @@ def keep_log() -> None:
 
 
 def _redirected(plain: Any) -> Any:
+    @wraps(plain)
     def configure(config: Any = None) -> None:
         file = os.environ.get("VLLM_LOGGING_CONFIG_PATH") if config is None else config.pylogging_config_file
         if not (file and timeline.redirect(file)):

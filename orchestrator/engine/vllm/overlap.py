@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 from orchestrator import compat
@@ -48,6 +49,7 @@ def process_started() -> None:
 def _noted(plain: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(plain)
 
+    @wraps(plain)  # its signature is asked for, with the class's
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         found = signature.bind(self, *args, **kwargs)
         found.apply_defaults()
@@ -65,6 +67,7 @@ def _noted(plain: Callable[..., None]) -> Callable[..., None]:
 
 
 def _core_first(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(plain)
     def renderer_from_config(config: Any, **kwargs: Any) -> Any:
         asked = getattr(_making, "asked", None)
         if asked and asked["vllm_config"] is config and _in_pieces(config, asked):
@@ -91,6 +94,7 @@ def _in_pieces(config: Any, asked: Any) -> bool:
 
 
 def _made_already(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(plain)
     def make_async_mp_client(*args: Any, **kwargs: Any) -> Any:
         client: Future[Any] | None = getattr(_making, "client", None)
         return client.result() if client is not None else plain(*args, **kwargs)
@@ -99,6 +103,7 @@ def _made_already(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tokenizer_beside(plain: Callable[..., None]) -> Callable[..., None]:
+    @wraps(plain)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         def read() -> None:  # an error is no news: EngineCore asks again, and then it raises there
             _in_thread(lambda: compat.get(table.TOKENIZER_OF)(vllm_config.model_config))
@@ -116,6 +121,7 @@ def _once(plain: Callable[..., Any]) -> Callable[..., Any]:
     """`plain` remembers what it returns; who asks while another thread reads it waits for that."""
     lock = threading.Lock()
 
+    @wraps(plain)
     def cached_tokenizer_from_config(model_config: Any, **kwargs: Any) -> Any:
         with lock:
             return plain(model_config, **kwargs)
