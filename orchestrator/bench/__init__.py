@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 from orchestrator.bench.result import BenchResult
+from orchestrator.cluster import speed
 from orchestrator.config import AppConfig
 from orchestrator.progress import Say
 
@@ -18,6 +20,7 @@ def execute(app: AppConfig, say: Say) -> BenchResult:
         ConfigError: the configuration does not fit the benchmark.
         OrchestratorError: a replica did not come up.
     """
+    how_fast = speed.measured()  # before the benchmark makes the machine busy
     module = importlib.import_module(f"orchestrator.bench.{app.bench.kind.value}")
     found: BenchResult = module.measure(app, say)
-    return found
+    return replace(found, machine={**found.machine, "speed": how_fast})

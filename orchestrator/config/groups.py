@@ -134,6 +134,7 @@ class SuiteEntry:
 
     run: list[str] = field(default_factory=list)
     gpus: int = 0
+    minutes: int = 0  # that it takes, roughly; 0: not known
 
 
 @dataclass
@@ -162,6 +163,7 @@ class BenchConfig:
     boot_s: float = 0.0  # until a simulated node is there
     starts_s: list[float] = field(default_factory=lambda: [5.0, 30.0, 120.0])  # of a simulated service's replicas
     suite: list[SuiteEntry] = field(default_factory=list)  # of kind=all
+    minutes: float | None = None  # that a suite may take; what does not fit is left out, and named
     offline: dict[str, str] = field(default_factory=dict)  # models that stand in for the hub's where it does not answer
 
 

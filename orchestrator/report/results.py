@@ -27,11 +27,20 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
             f"## bench={data['kind']}: {name}", "",
             f"`{data['command']}`  ",
             f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {versions}"
-            + _BYTECODE[machine.get("bytecode")] + ". "
+            + _BYTECODE[machine.get("bytecode")] + _speed(machine.get("speed")) + ". "
             + ("Everything was as it has to be." if data["ok"] else "**Not everything was as it has to be.**"), "",
         ]  # fmt: skip
         parts += _table(data["summary"])
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _speed(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"; ten million additions {found['loop_s']} s, 512 MiB of new memory {found['page_faults_s']} s, "
+        f"256 MiB from disk {found['file_read_s']} s"
+    )
 
 
 def _table(summary: Mapping[str, Any]) -> list[str]:

@@ -10,9 +10,9 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from orchestrator.cli import suite, sweep
+from orchestrator.cli import sweep
 from orchestrator.cli.jobs import TABLE
-from orchestrator.config import CONF, SuiteEntry, SweepConfig
+from orchestrator.config import CONF, SweepConfig
 from orchestrator.errors import ConfigError
 from tests.waiting import HANG_S
 
@@ -64,28 +64,3 @@ def test_the_objective() -> None:
     assert math.isnan(sweep.value({"ok": False, "error": "x"}, "first_token_s.second"))
     with pytest.raises(ConfigError, match="no figure 'nonsense'"):
         sweep.value({"ok": True}, "nonsense")
-
-
-def entries(*lines: tuple[int, str]) -> list[SuiteEntry]:
-    return [SuiteEntry(text.split(), gpus) for gpus, text in lines]
-
-
-@pytest.mark.parametrize(("gpus", "most"), [(0, "1"), (1, "1"), (2, "2"), (3, "2"), (7, "4"), (8, "8")])
-def test_a_suite_takes_as_many_gpus_as_tensor_parallelism_can(gpus: int, most: str) -> None:
-    (entry,) = suite.planned(entries((1, "bench=depth engine.tensor_parallel_size={gpus}")), {}, gpus, True)
-    assert entry.run == ["bench=depth", f"engine.tensor_parallel_size={most}"]
-
-
-def test_a_suite_without_the_hub_takes_shapes_and_runs_nothing_twice() -> None:
-    wanted = entries((1, "bench=startup model=a"), (1, "bench=startup model=b"), (2, "bench=startup model=shape_a"))
-    assert len(suite.planned(wanted, {"a": "shape_a"}, 1, True)) == 3
-    found = suite.planned(wanted, {"a": "shape_a"}, 1, False)
-    assert [entry.run[1] for entry in found] == ["model=shape_a", "model=b"]
-
-
-def test_every_entry_of_the_suites_is_a_configuration(make_app) -> None:
-    for name in ("all", "gpu"):
-        found = make_app(f"bench={name}").bench
-        for entry in suite.planned(found.suite, found.offline, 8, online=False):
-            words = [f"graph_cache.store={name}" if word == "graph_cache=per_run" else word for word in entry.run]
-            assert make_app(*words).bench.kind.value != "all"
