@@ -96,6 +96,35 @@ def test_segments_go_with_the_last_process_that_maps_them(marker: str) -> None:
     assert not name.exists()
 
 
+MAKES = """
+import itertools, mmap, os, subprocess, sys, time
+kept = []
+print("begun", flush=True)
+for i in itertools.count():
+    name = f"/dev/shm/psm_{os.getpid()}_{i}"
+    fd = os.open(name, os.O_CREAT | os.O_RDWR)
+    os.ftruncate(fd, 4096)
+    kept.append(mmap.mmap(fd, 4096))
+    os.close(fd)
+    if i % 100 == 99:
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+"""
+
+
+def test_what_an_engine_makes_while_it_is_ended_goes_too(marker: str) -> None:
+    """A start that fails at once is ended while EngineCore makes its segments and starts its workers."""
+    environment = {**os.environ, reaper.MARKER: marker}
+    maker = subprocess.Popen([sys.executable, "-c", MAKES], env=environment, stdout=subprocess.PIPE)
+    assert maker.stdout is not None
+    maker.stdout.readline()
+    wait_for(lambda: len(reaper.marked(marker)) > 1)
+    reaper.kill_marked(marker, grace_s=0.5)
+    left = list(Path("/dev/shm").glob(f"psm_{maker.pid}_*"))
+    for segment in left:
+        segment.unlink()
+    assert (len(left), reaper.marked(marker)) == (0, [])
+
+
 def test_what_a_replica_noted_goes_with_it_although_its_engine_ended_before(marker: str) -> None:
     """Between two of the reaper's looks: here it never finds the engine."""
     holder, name = held(HOLD, marker)

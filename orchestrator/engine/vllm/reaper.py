@@ -34,6 +34,7 @@ _SEMAPHORE = re.compile(r"(\d+) +/dev/shm/sem\.")  # its inode; its maker has it
 _TRACKER = b"multiprocessing.resource_tracker import main"
 # A grandchild that keeps standard error and input; a shell gives what runs in the background no input of itself
 _DETACH = 'exec 3<&0; "$@" >&2 <&3 3<&- & echo $!'
+_STILL, _STILL_S = ("T", "t", "Z", "X", ""), 1.0  # states in which nothing is done; seconds to get there
 _LOOK_S = 60.0  # at most, between two looks at what is mapped
 
 
@@ -114,18 +115,35 @@ def remove_segments(segments: set[Path]) -> set[Path]:
 
 
 def kill_marked(marker: str, *, grace_s: float = 2.0, spare: int = 0) -> list[int]:
-    """End every marked process: SIGTERM, `grace_s` seconds, SIGKILL; then their segments. Returns their pids."""
+    """End every marked process: SIGTERM, `grace_s` seconds, SIGKILL; then their segments. Returns their pids.
+
+    All of them stand still first. Else one could start another process, or make a segment, after we had looked.
+    """
+    victims = _stopped(marker, spare)
     segments = shared_segments(marker)
-    victims = marked(marker, spare=spare)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in victims:
             process.tell(number)
+            process.tell(signal.SIGCONT)
         deadline = time.monotonic() + grace_s
         while any(process.runs() for process in victims) and time.monotonic() < deadline:
             time.sleep(0.02)
+            segments |= {path for process in victims for path in _mapped(process.pid)}
         _collect(victims)
     remove_segments(segments)
     return [process.pid for process in victims]
+
+
+def _stopped(marker: str, spare: int) -> list[Process]:
+    found: list[Process] = []
+    while new := [process for process in marked(marker, spare=spare) if process not in found]:
+        for process in new:
+            process.tell(signal.SIGSTOP)
+        deadline = time.monotonic() + _STILL_S
+        while any(_stat(process.pid)[0] not in _STILL for process in new) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        found += new
+    return found
 
 
 def start_reaper(marker: str = "", remove: str = "") -> Reaper:
@@ -156,8 +174,7 @@ def _reap(parent: Process, marker: str, remove: str) -> None:
     end.register(told, select.POLLIN)
     with suppress(OSError):
         end.register(os.pidfd_open(parent.pid), select.POLLIN)
-    segments: set[Path] = set()
-    pause = 0.5
+    segments, pause = set[Path](), 0.5
     while parent.runs():
         segments |= shared_segments(marker)
         pause = min(2 * pause, _LOOK_S)  # they are made at the engine's start
@@ -217,7 +234,12 @@ def _collect(processes: list[Process]) -> None:
 
 
 def _mapped(pid: int) -> set[Path]:
+    """With those that it has made, and not mapped yet."""
     maps = _read(pid, "maps").decode(errors="replace")
+    with suppress(OSError):
+        for fd in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed meanwhile
+                maps += f"\n{os.readlink(fd.path)}"
     found = {Path(name) for name in _SEGMENT.findall(maps)}
     if inodes := set(map(int, _SEMAPHORE.findall(maps))):
         found |= {Path(entry) for entry in os.scandir(_SHARED) if entry.inode() in inodes}
