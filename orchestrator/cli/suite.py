@@ -43,10 +43,10 @@ def execute(app: AppConfig, folder: Path, say: Say) -> dict[str, Any]:
     entries = planned(app.bench.suite, app.bench.offline, gpus, online)
     for line in plan(entries, app.bench.minutes):
         say("plan", line)
-    until = time.monotonic() + 60 * app.bench.minutes if app.bench.minutes else float("inf")
+    began = time.monotonic()
     for i, entry in enumerate(entries):
         name = " ".join(entry.run)
-        left = until - time.monotonic()
+        left = began + 60 * app.bench.minutes - time.monotonic() if app.bench.minutes else None
         if reason := left_out(entry, gpus, left):
             ends.append({"name": name, "ok": True, "skipped": reason})
             say("suite", f"skipped {name}: {reason}")
@@ -54,9 +54,7 @@ def execute(app: AppConfig, folder: Path, say: Say) -> dict[str, Any]:
         say("suite", name)
         cell = folder / str(i)
         words = [*entry.run, f"state_dir={sources.quoted(app.state_dir)}"]
-        settings = replace(app.sweep, deadline_s=min(left, app.sweep.deadline_s or float("inf")))
-        if settings.deadline_s == float("inf"):
-            settings.deadline_s = None
+        settings = replace(app.sweep, deadline_s=min(filter(None, (left, app.sweep.deadline_s)), default=None))
         how = Processes().run(Cell("bench", words, cell, sources.flags(HydraConfig.get())), settings)
         ends.append({"name": name, "ok": how["code"] == 0, "error": how["result"].get("error", "")})
         if (cell / "bench.json").is_file():
@@ -83,18 +81,19 @@ def plan(entries: Sequence[SuiteEntry], minutes: float | None) -> Iterator[str]:
     yield "if it is stopped, the same command with sweep.resume=true and this hydra.run.dir goes on"
 
 
-def left_out(entry: SuiteEntry, gpus: int, left_s: float) -> str:
+def left_out(entry: SuiteEntry, gpus: int, left_s: float | None) -> str:
     """Why a benchmark is not run; "": it is.
 
     Args:
         entry: the benchmark.
         gpus: of this machine.
-        left_s: seconds of the suite's time.
+        left_s: seconds of the suite's time; None: it has no end.
     """
     if entry.gpus > gpus:
         return f"it needs {entry.gpus} GPUs, there are {gpus}"
-    if left_s <= 60 * entry.minutes:
-        return f"{max(left_s, 0) / 60:.0f} minutes of bench.minutes are left, it takes about {entry.minutes}"
+    if left_s is not None and left_s <= 60 * entry.minutes:
+        takes = f", it takes about {entry.minutes}" if entry.minutes else ""
+        return f"{max(left_s, 0) / 60:.0f} minutes of bench.minutes are left{takes}"
     return ""
 
 

@@ -22,7 +22,7 @@ from orchestrator.compat import features, table
 VARIABLE = "ORCHESTRATOR_OVERLAP"
 _SWITCH_S = 0.0002  # what starts a process has many short waits, and would pay Python's 5 ms after each
 _started: list[Callable[[], object]] = []  # to be called once, when a fork of this process has been started
-_making = threading.local()  # .llm: the AsyncLLM that this thread makes, .asked: how, .client: its EngineCoreClient
+_making = threading.local()  # .asked: arguments of the AsyncLLM that this thread makes, .client: its EngineCoreClient
 
 
 def in_client() -> None:
@@ -53,7 +53,7 @@ def _noted(plain: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         found = signature.bind(self, *args, **kwargs)
         found.apply_defaults()
-        _making.llm, _making.asked, _making.client = self, found.arguments, None
+        _making.asked, _making.client = found.arguments, None
         try:
             plain(self, *args, **kwargs)
         except BaseException:
@@ -61,7 +61,7 @@ def _noted(plain: Callable[..., None]) -> Callable[..., None]:
                 _making.client.add_done_callback(_shut_down)
             raise
         finally:
-            _making.llm = _making.asked = _making.client = None
+            _making.asked = _making.client = None
 
     return __init__
 
@@ -72,7 +72,7 @@ def _core_first(plain: Callable[..., Any]) -> Callable[..., Any]:
         asked = getattr(_making, "asked", None)
         if asked and asked["vllm_config"] is config and _in_pieces(config, asked):
             named = {name: asked[name] for name in ("executor_class", "client_count", "client_index")}
-            named |= {"vllm_config": config, "log_stats": _making.llm.log_stats, "client_addresses": None}
+            named |= {"vllm_config": config, "log_stats": asked["self"].log_stats, "client_addresses": None}
             forked = threading.Event()
             _started.append(forked.set)
             _making.client = _in_thread(lambda: compat.get(table.CORE_CLIENT)(**named))

@@ -34,7 +34,7 @@ _SEMAPHORE = re.compile(r"(\d+) +/dev/shm/sem\.")  # its inode; its maker has it
 _TRACKER = b"multiprocessing.resource_tracker import main"
 # A grandchild that keeps standard error and input; a shell gives what runs in the background no input of itself
 _DETACH = 'exec 3<&0; "$@" >&2 <&3 3<&- & echo $!'
-_STILL, _STILL_S = ("T", "t", "Z", "X", ""), 1.0  # states in which nothing is done; seconds to get there
+_STILL_S = 1.0  # at most, until processes have stopped: one that waits for a disk does not
 _LOOK_S = 60.0  # at most, between two looks at what is mapped
 
 
@@ -129,7 +129,9 @@ def kill_marked(marker: str, *, grace_s: float = 2.0, spare: int = 0) -> list[in
         while any(process.runs() for process in victims) and time.monotonic() < deadline:
             time.sleep(0.02)
             segments |= {path for process in victims for path in _mapped(process.pid)}
-        _collect(victims)
+        for process in victims:  # children of the caller's that have ended would stay zombies
+            with suppress(OSError):
+                os.waitpid(process.pid, os.WNOHANG)
     remove_segments(segments)
     return [process.pid for process in victims]
 
@@ -140,7 +142,7 @@ def _stopped(marker: str, spare: int) -> list[Process]:
         for process in new:
             process.tell(signal.SIGSTOP)
         deadline = time.monotonic() + _STILL_S
-        while any(_stat(process.pid)[0] not in _STILL for process in new) and time.monotonic() < deadline:
+        while any(p.runs() and _stat(p.pid)[0] not in ("T", "t") for p in new) and time.monotonic() < deadline:
             time.sleep(0.001)
         found += new
     return found
@@ -174,7 +176,8 @@ def _reap(parent: Process, marker: str, remove: str) -> None:
     end.register(told, select.POLLIN)
     with suppress(OSError):
         end.register(os.pidfd_open(parent.pid), select.POLLIN)
-    segments, pause = set[Path](), 0.5
+    segments: set[Path] = set()
+    pause = 0.5
     while parent.runs():
         segments |= shared_segments(marker)
         pause = min(2 * pause, _LOOK_S)  # they are made at the engine's start
@@ -224,13 +227,6 @@ def _read(pid: int, name: str) -> bytes:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
-
-
-def _collect(processes: list[Process]) -> None:
-    """Children of the caller's that have ended would stay zombies."""
-    for process in processes:
-        with suppress(OSError):
-            os.waitpid(process.pid, os.WNOHANG)
 
 
 def _mapped(pid: int) -> set[Path]:
