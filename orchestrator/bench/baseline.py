@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.config import AppConfig, Device, KvUpdate
 
-FORK = ("preload", "quick_cpu_probe", "short_profile", "overlap")
+FORK = ("preload", "quick_cpu_probe", "short_profile", "overlap", "prestart_worker")
 # On a GPU vLLM compiles in pieces, and loads its own artifacts. On CPU it does neither unless our plugin lets it:
 # nothing else of ours is on.
 _AS_ON_GPUS: dict[str, Any] = {

@@ -41,5 +41,6 @@ HEALTH = Feature("health by tokens", "a service may take a busy replica, whose a
 SERVE_FRONT = Feature("serve", "jobs/serve.py does not start")
 SCALING = Feature("simulated autoscaling", "bench=autoscale does not run")
 SLOW_PROXY = Feature("slow proxies", "on a slow machine Ray Serve may kill its HTTP proxy again and again")
+PRESTART = Feature("worker that waits", "each replica waits for its Ray worker, half a second and more")
 RAY_PORTS = Feature("Ray start ports", "on a slow machine Ray may give up its start after 15 s")
 TINY_MODELS = Feature("tiny models", "the models that are made on the spot have no tokenizer")

@@ -163,9 +163,14 @@ DEVICE_PROPERTIES = Name("torch.cuda", "get_device_properties", Use.answered, (f
 DEVICE_CAPABILITY = Name("torch.cuda", "get_device_capability", Use.answered, (f.NO_DEVICE_AT_IMPORT,), "FlashInfer's import asks", "device")
 DEVICE_NAME = Name("torch.cuda", "get_device_name", Use.answered, (f.NO_DEVICE_AT_IMPORT,), "what an import may ask", "device")
 
-# Ray: cluster/ray_start.py, serve/
+# Ray: cluster/, serve/
 RAY_PARAMS = Name("ray._private.parameter", "RayParams", Use.replaced, (f.RAY_PORTS,), "give Ray's agents ports that are free", None, PORTS)
 RAY_PROCESS = Name("ray._private.services", "start_ray_process", Use.replaced, (f.RAY_PORTS,), "tell raylets the port that Ray keeps from them", "command, process_type, ...")
+PRESTART_REQUEST = Name("ray.core.generated.node_manager_pb2", "PrestartWorkersRequest", Use.called, (f.PRESTART,), "have a Ray worker wait for the next replica")
+RAYLET_STUB = Name("ray.core.generated.node_manager_pb2_grpc", "NodeManagerServiceStub", Use.called, (f.PRESTART,), "the raylet's calls", "channel")
+PRESTART_CALL = Name("ray.core.generated.node_manager_pb2_grpc", "NodeManagerServiceStub.PrestartWorkers", Use.called, (f.PRESTART,), "the call itself")
+CHANNEL = Name("ray._private.grpc_utils", "init_grpc_channel", Use.called, (f.PRESTART,), "a channel to a raylet, with Ray's token and TLS", "address, options, ...")
+ENVIRONMENT_INFO = Name("ray._private.utils", "get_runtime_env_info", Use.called, (f.PRESTART,), "a runtime environment as raylets take it", "runtime_env, ...")
 RAYLET = Name("ray._private.ray_constants", "PROCESS_TYPE_RAYLET", Use.read, (f.RAY_PORTS,), "is it a raylet?")
 ASYNC_LLM = Name("vllm.v1.engine.async_llm", "AsyncLLM", Use.patched, (f.SERVE_HOOK,), "our start around the engine that Ray makes", "vllm_config, ...")
 SHUTDOWN = Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", Use.overridden, (f.SERVE_HOOK,), "nothing left behind", "self, timeout")

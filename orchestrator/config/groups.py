@@ -73,6 +73,7 @@ class ColdStartConfig:
     quick_cpu_probe: bool = True  # with preload: ask the compiler for its flags, build no programs to see what runs
     short_profile: bool = True  # with preload, on CPU: graphs restored, KV-cache size set: profile a few tokens only
     overlap: bool = True  # with preload: the tokenizer is read while the engine's processes start
+    prestart_worker: bool = True  # with preload: a Ray worker waits on each node for the replica that starts there next
     share_weights: bool = False  # a model's origin is read once; nodes get its files from each other; see WeightsConfig
     prefetch_nodes: int = 8  # made ready ahead of replicas: vLLM imported, newest graphs installed; 0: none
     preload: bool = True  # fork replicas and their engine's processes from one process per node that imported vLLM

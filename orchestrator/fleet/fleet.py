@@ -85,7 +85,9 @@ class Fleet:
         self._placement.place(self.plan.replicas)
         if first.spec.preload:
             elsewhere = self._placement.nodes(others) - self._placement.nodes([first])
-            node_warmer.make_ready(elsewhere, self._cache, fork_context.MODULE, weights=self._weights)
+            node_warmer.make_ready(
+                elsewhere, self._cache, fork_context.MODULE, weights=self._weights, prestart_worker=first.prestart
+            )
         self._start_together([first], requested, self._compile_while_weights_travel(first, requested))
         self._start_together(others)
         return [self.reports[replica.name] for replica in self.plan.replicas]

@@ -11,6 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import zygote
+from orchestrator.cluster import prestart
 from orchestrator.graph_cache.client import GraphCacheClient
 from orchestrator.graph_cache.settings import CacheSettings
 from orchestrator.timeline import EventLog
@@ -19,7 +20,13 @@ from orchestrator.weights.settings import Weights
 
 
 def make_ready(
-    nodes: Iterable[str], cache: CacheSettings, module: str, keys: Sequence[str] = (), weights: Weights | None = None
+    nodes: Iterable[str],
+    cache: CacheSettings,
+    module: str,
+    keys: Sequence[str] = (),
+    weights: Weights | None = None,
+    *,
+    prestart_worker: bool = False,
 ) -> dict[str, Any]:
     """Begin to make nodes ready; nobody has to wait for it.
 
@@ -29,6 +36,7 @@ def make_ready(
         module: what the nodes' zygotes import, see `zygote.py_executable`.
         keys: whose graphs to install.
         weights: a model to fetch; that goes on when the node is said to be ready.
+        prestart_worker: have a Ray worker wait there, for a replica of the same job and runtime environment.
 
     Returns:
         For each node the reference of a task: how many keys' graphs it has installed, once it is ready.
@@ -40,13 +48,14 @@ def make_ready(
     }
     task = ray.remote(_on_the_node)
     there = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
-    return {
-        n: task.options(scheduling_strategy=s, **options).remote(cache, list(keys), weights) for n, s in there.items()
-    }
+    work = (cache, list(keys), weights, prestart_worker)
+    return {n: task.options(scheduling_strategy=s, **options).remote(*work) for n, s in there.items()}
 
 
-def _on_the_node(cache: CacheSettings, keys: Sequence[str], weights: Weights | None) -> int:
+def _on_the_node(cache: CacheSettings, keys: Sequence[str], weights: Weights | None, prestart_worker: bool) -> int:
     """That this runs in a fork of the zygote is half of the work."""
+    if prestart_worker:
+        prestart.one_more()
     if weights:
         weights_node.here(weights.namespace).bring.remote(weights)
     client = GraphCacheClient(cache, "prefetch", EventLog(os.devnull))  # nobody reads how long it takes

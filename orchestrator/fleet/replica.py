@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import models, timeline
+from orchestrator.cluster import prestart
 from orchestrator.engine import Chunk, Engine, Sampling, create
 from orchestrator.engine.contract import CompileKey
 from orchestrator.engine.start import Start
@@ -89,6 +90,8 @@ class Replica:
             await self._engine.stop()
             raise
         await asyncio.to_thread(self._start.publish)
+        if self.plan.prestart:
+            prestart.beside()
         return self._start.report()
 
     async def compile(self) -> StartReport:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 from omegaconf import OmegaConf
 from ray import serve
 
@@ -32,6 +33,7 @@ from orchestrator.weights.arrival import Arrival
 from orchestrator.weights.settings import Weights
 
 CallbackBase: Any = compat.get(table.CALLBACK)
+_WAITED_S = 10.0
 SECTIONS = ("graph_cache", "cold_start", "engine", "cluster", "serve", "state_dir")
 
 
@@ -125,6 +127,7 @@ class ReplicaStart:
             cpu=llm_config.accelerator_config is not None and llm_config.accelerator_config.kind == "cpu",
             forked=start.preload and fork_context.available(),
         )
+        self.prestart = spec.preload and start.prestart_worker
         self._supervisor = Supervisor(spec, remove=str(scratch))
         events, settings = self._supervisor.events, cache_settings(app, share=share)
         cache, others = GraphCacheClient(settings, self.name, events), MultiNode(settings, root, events, weights)
@@ -188,13 +191,16 @@ def _replica_name() -> str:
 
 
 def _launched() -> float:
-    """When the raylet began to start this process, by the monotonic clock of this node.
+    """When the raylet began to start this process, by the monotonic clock of this node; now, if it waited for its turn.
 
     The raylet tells the time of day, so the age of this process is taken once. A clock that was set meanwhile would
-    make it negative, or more than the machine's own.
+    make it negative, or more than the machine's own. A fork of the zygote gets here within a second; one that takes
+    longer has waited (see `prestart`), and Ray does not say until when.
     """
     flag = "--worker-launch-time-ms="
     stamps = [int(a.removeprefix(flag)) / 1000 for a in sys.argv if a.startswith(flag)]
     now = time.monotonic()
+    if fork_context.available() and time.time() - psutil.Process().create_time() > _WAITED_S:
+        return now
     age = time.time() - stamps[0] if stamps else 0.0
     return now - age if 0.0 <= age < now else now

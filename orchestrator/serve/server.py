@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError
 from ray.serve.llm.deployment import LLMServer
 
+from orchestrator.cluster import prestart
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import serve_hook
 from orchestrator.errors import EngineDeadError, one_line
@@ -39,6 +40,8 @@ class Server(LLMServer):
         self._probes = 0
         await self._probe()
         report = self._start.ready()
+        if self._start.prestart:
+            prestart.beside()
         self._report = {"model": self._start.model_id, "node": _node(), "since": time.time(), **report.as_dict()}
         self._metrics = asyncio.get_running_loop().create_task(self._keep_told(report))
 
