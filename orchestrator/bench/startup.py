@@ -20,7 +20,7 @@ from orchestrator import models
 from orchestrator.bench import baseline, lower_bound
 from orchestrator.bench.resources import make_room
 from orchestrator.bench.result import BenchResult
-from orchestrator.cluster import provenance
+from orchestrator.cluster import prestart, provenance
 from orchestrator.config import AppConfig
 from orchestrator.engine import Sampling
 from orchestrator.engine.start_report import StartReport
@@ -151,8 +151,8 @@ def _make_ready(app: AppConfig) -> None:
     cache = cache_settings(app)
     keys = list(ray.get(cache.registry.entries.remote()))
     nodes = [n["NodeID"] for n in ray.nodes()]
-    prestart = app.cold_start.prestart_worker
-    made = node_warmer.make_ready(nodes, cache, fork_context.MODULE, keys, prestart_worker=prestart)
+    workers = [prestart.AS_HERE] if app.cold_start.prestart_worker else []
+    made = node_warmer.make_ready(nodes, cache, fork_context.MODULE, keys, workers=workers)
     ray.get(list(made.values()))
     time.sleep(_SETTLE_S)
 

@@ -12,19 +12,24 @@ import logging
 import threading
 
 import ray
+from ray.runtime_env import RuntimeEnv
 
 from orchestrator import compat
 from orchestrator.compat import features, table
 
 logger = logging.getLogger(__name__)
-KEEP_S = 3600  # then Ray ends a worker that nobody came for; it does so at once when the job is over
+KEEP_S = 86_400  # then Ray ends a worker that nobody came for; it does so at once when the job is over
+AS_HERE = ""  # the runtime environment of the one that asks
 _ANSWER_S = 10.0
 
 
-def one_more() -> bool:
-    """Ask this node's raylet for one more worker like the one that asks: of its job, with its runtime environment.
+def one_more(environment: str = AS_HERE) -> bool:
+    """Ask this node's raylet for one more worker of the job of the one that asks, which is a Ray worker as well.
 
-    To be called in a Ray worker. Whatever goes wrong only costs the next start its half second.
+    Whatever goes wrong only costs the next start its half second.
+
+    Args:
+        environment: what `environment_here` is in a worker like the one that is wanted.
 
     Returns:
         Whether the raylet said yes; it has only begun then.
@@ -32,7 +37,7 @@ def one_more() -> bool:
     if not compat.on(features.PRESTART):
         return False
     try:
-        _ask()
+        _ask(environment or environment_here())
     except Exception as error:
         logger.info("no worker waits for the next replica: %s: %s", type(error).__name__, error)
         return False
@@ -44,11 +49,15 @@ def beside() -> None:
     threading.Thread(target=one_more, name="prestart", daemon=True).start()
 
 
-def _ask() -> None:
+def environment_here() -> str:
+    """This worker's runtime environment. Ray compares a hash of it, in which each space counts."""
+    return str(ray.get_runtime_context().get_runtime_env_string())
+
+
+def _ask(text: str) -> None:
     context = ray.get_runtime_context()
-    text = context.get_runtime_env_string()
-    environment = compat.get(table.ENVIRONMENT_INFO)(context.runtime_env)
-    environment.serialized_runtime_env = text  # to the letter: Ray compares a hash of it
+    environment = compat.get(table.ENVIRONMENT_INFO)(RuntimeEnv.deserialize(text))
+    environment.serialized_runtime_env = text
     node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     request = compat.get(table.PRESTART_REQUEST)(
         job_id=bytes.fromhex(context.get_job_id()),

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from orchestrator.cluster import prestart
 from orchestrator.engine import Sampling
 from orchestrator.engine.start_report import StartReport
 from orchestrator.engine.vllm import fork_context
@@ -85,9 +86,8 @@ class Fleet:
         self._placement.place(self.plan.replicas)
         if first.spec.preload:
             elsewhere = self._placement.nodes(others) - self._placement.nodes([first])
-            node_warmer.make_ready(
-                elsewhere, self._cache, fork_context.MODULE, weights=self._weights, prestart_worker=first.prestart
-            )
+            workers = [prestart.AS_HERE] if first.prestart else []
+            node_warmer.make_ready(elsewhere, self._cache, fork_context.MODULE, weights=self._weights, workers=workers)
         self._start_together([first], requested, self._compile_while_weights_travel(first, requested))
         self._start_together(others)
         return [self.reports[replica.name] for replica in self.plan.replicas]

@@ -26,7 +26,7 @@ def make_ready(
     keys: Sequence[str] = (),
     weights: Weights | None = None,
     *,
-    prestart_worker: bool = False,
+    workers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Begin to make nodes ready; nobody has to wait for it.
 
@@ -36,7 +36,7 @@ def make_ready(
         module: what the nodes' zygotes import, see `zygote.py_executable`.
         keys: whose graphs to install.
         weights: a model to fetch; that goes on when the node is said to be ready.
-        prestart_worker: have a Ray worker wait there, for a replica of the same job and runtime environment.
+        workers: for each of these runtime environments a Ray worker is to wait there; see `prestart.one_more`.
 
     Returns:
         For each node the reference of a task: how many keys' graphs it has installed, once it is ready.
@@ -48,14 +48,14 @@ def make_ready(
     }
     task = ray.remote(_on_the_node)
     there = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
-    work = (cache, list(keys), weights, prestart_worker)
+    work = (cache, list(keys), weights, list(workers))
     return {n: task.options(scheduling_strategy=s, **options).remote(*work) for n, s in there.items()}
 
 
-def _on_the_node(cache: CacheSettings, keys: Sequence[str], weights: Weights | None, prestart_worker: bool) -> int:
+def _on_the_node(cache: CacheSettings, keys: Sequence[str], weights: Weights | None, workers: Sequence[str]) -> int:
     """That this runs in a fork of the zygote is half of the work."""
-    if prestart_worker:
-        prestart.one_more()
+    for environment in workers:
+        prestart.one_more(environment)
     if weights:
         weights_node.here(weights.namespace).bring.remote(weights)
     client = GraphCacheClient(cache, "prefetch", EventLog(os.devnull))  # nobody reads how long it takes

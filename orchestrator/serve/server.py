@@ -42,6 +42,7 @@ class Server(LLMServer):
         report = self._start.ready()
         if self._start.prestart:
             prestart.beside()
+        self._worker = callback.app.serve.name, prestart.environment_here()
         self._report = {"model": self._start.model_id, "node": _node(), "since": time.time(), **report.as_dict()}
         self._metrics = asyncio.get_running_loop().create_task(self._keep_told(report))
 
@@ -49,6 +50,7 @@ class Server(LLMServer):
         """Tell the board, and Prometheus: what the start was expected to take, and what it took."""
         with suppress(RayError):  # the board is being restarted, and will be told again
             self._report["expected"] = await self._board.tell.remote(self._report)
+            await self._board.tell_worker.remote(*self._worker)
         await metrics.keep_told(self._start.model_id, report, self._report.get("expected"))
 
     @contextmanager
@@ -91,6 +93,7 @@ class Server(LLMServer):
                     text = f"{self._start.name}: no token within {within}"
                     raise EngineDeadError(text, replica=self._start.name) from error
         self._board.tell.remote(self._report)
+        self._board.tell_worker.remote(*self._worker)
 
     def _token(self) -> float:
         """When the engine generated a token last, for whomever."""

@@ -11,9 +11,10 @@ import ray
 from orchestrator.cluster.singletons import cluster_wide
 from orchestrator.serve.start_history import StartHistory
 
-NAME = "status-board-4"  # an older release on the same cluster has one that expects nothing
+NAME = "status-board-5"  # an older release on the same cluster has one that knows less
 _FORGET_S = 60.0  # a replica that has not been heard of for so long is gone
 _FORGET_START_S = 15.0  # it tells every second
+_WORKERS = 4  # of an application; those before are of an older configuration, most likely
 _CLAIM_S = 600.0  # by then Ray Serve lists the application, or the job is gone
 
 
@@ -28,6 +29,7 @@ class Board:
         self._reports: dict[str, dict[str, Any]] = {}
         self._starts: dict[str, dict[str, Any]] = {}
         self._heard: dict[str, float] = {}
+        self._workers: dict[str, list[str]] = {}
         self._history = StartHistory()
 
     def tell(self, report: dict[str, Any]) -> dict[str, float] | None:
@@ -62,6 +64,16 @@ class Board:
     def starts(self) -> list[dict[str, Any]]:
         """All that are starting, the oldest first."""
         return self._lately(self._starts, _FORGET_START_S)
+
+    def tell_worker(self, app: str, environment: str) -> None:
+        """An application's replica has this runtime environment; it tells every time, as of its report."""
+        known = self._workers.setdefault(app, [])
+        if environment not in known:
+            known[:] = [*known, environment][-_WORKERS:]
+
+    def workers(self, app: str) -> list[str]:
+        """The runtime environments of an application's replicas, the newest last."""
+        return self._workers.get(app, [])
 
     def expected(self, model: str, size: dict[str, int] | None) -> dict[str, float] | None:
         """What a start of a model takes; see `StartHistory.expected`."""

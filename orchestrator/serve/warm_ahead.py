@@ -14,9 +14,11 @@ from orchestrator.fleet import node_warmer
 from orchestrator.graph_cache.settings import CacheSettings, cache_settings
 from orchestrator.serve import controller
 from orchestrator.serve.background import repeat
+from orchestrator.serve.status_board import Board
 
 logger = logging.getLogger("ray.serve")
 _PERIOD_S = 2.0
+_ANSWER_S = 60.0
 _KEYS = 4  # whose graphs are installed: the newest
 
 
@@ -27,18 +29,18 @@ def candidates(nodes: Sequence[Mapping[str, Any]], bundle: Mapping[str, float]) 
 
 
 def missing(
-    nodes: Sequence[str], keys: Sequence[str], ready: Mapping[str, set[str]], limit: int
+    nodes: Sequence[str], things: Sequence[str], ready: Mapping[str, set[str]], limit: int
 ) -> dict[str, list[str]]:
-    """What is to be begun: for nodes, those that are ready before others, which of `keys` they have not got.
+    """What is to be begun: for nodes, those that are ready before others, which of `things` they have not got.
 
     Args:
         nodes: candidates, by preference.
-        keys: what each one should have.
-        ready: the keys of each node that was made ready before.
+        things: what each one should have: graphs, by their keys, and Ray workers, by their runtime environments.
+        ready: what each node got that was made ready before.
         limit: how many nodes to keep ready.
     """
     chosen = sorted(nodes, key=lambda node: node not in ready)[:limit]
-    wanted = {node: sorted(set(keys) - ready.get(node, set())) for node in chosen}
+    wanted = {node: sorted(set(things) - ready.get(node, set())) for node in chosen}
     return {node: new for node, new in wanted.items() if new or node not in ready}
 
 
@@ -69,16 +71,25 @@ class Ahead:
         if sum(states.get("RUNNING", 0) for states in models) >= self._most:
             return
         cache = cache_settings(self._app, share=self._app.cold_start.share_graphs)
+        keys, workers = _newest(cache), self._workers()
         nodes = candidates(ray.nodes(), self._bundle)
         self._ready = {node: done for node, done in self._ready.items() if node in nodes}
-        for node, new in missing(nodes, _newest(cache), self._ready, self._app.cold_start.prefetch_nodes).items():
+        for node, new in missing(nodes, keys + workers, self._ready, self._app.cold_start.prefetch_nodes).items():
             self._ready.setdefault(node, set()).update(new)
-            node_warmer.make_ready([node], cache, self._module, new)
-            logger.info("node %s is made ready, with %d new graphs", node[:8], len(new))
+            graphs = [key for key in new if key in keys]
+            node_warmer.make_ready([node], cache, self._module, graphs, workers=[w for w in new if w in workers])
+            logger.info("node %s is made ready, with %d new graphs", node[:8], len(graphs))
+
+    def _workers(self) -> list[str]:
+        """The runtime environments for each of which a Ray worker is to wait on each node."""
+        if not self._app.cold_start.prestart_worker:
+            return []
+        board = Board.connect(self._app.cluster.namespace)
+        return list(ray.get(board.workers.remote(self._app.serve.name), timeout=_ANSWER_S))
 
 
 def _newest(cache: CacheSettings) -> list[str]:
     if cache.registry is None:
         return []
-    headers = ray.get(cache.registry.entries.remote(), timeout=60.0)
+    headers = ray.get(cache.registry.entries.remote(), timeout=_ANSWER_S)
     return sorted(headers, key=lambda key: float(headers[key].get("created", 0.0)))[-_KEYS:]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from orchestrator.cluster.singletons import cluster_wide
 from orchestrator.graph_cache import key as keys
@@ -20,6 +21,9 @@ from orchestrator.weights.waiting import Waiting
 NAME = "weights-directory-"  # then a digest of this code: a driver of another version does not talk to this one
 CODE = keys.source_digest(Path(__file__).parent)
 _CALLS = 100_000  # each stream of each node waits in one
+_ANSWER_S = 70.0  # some questions are held open for a while
+_AWAY_S = 600.0  # a node that is dead is told from one that is slow, and the directory starts on another
+_AGAIN_S = 1.0
 
 
 class Unknown(Exception):
@@ -136,3 +140,22 @@ def _tell(waiting: asyncio.Future[Errand | None], what: Errand | Exception | Non
 def connect(namespace: str) -> Any:
     """The directory, started if there is none. It uses no CPU of the cluster's and outlives its driver."""
     return ray.remote(Directory).options(**cluster_wide(f"{NAME}{CODE}", namespace), max_concurrency=_CALLS).remote()
+
+
+def ask(directory: Any, question: str, *arguments: Any) -> Any:
+    """What the directory answers to a question, which is one of its methods.
+
+    While its node is gone it is asked again: Ray takes a while to notice, and its own retries are used up before that.
+
+    Raises:
+        RayTaskError: what the method raised.
+        RayError: the directory is not back after `_AWAY_S`.
+    """
+    until = time.monotonic() + _AWAY_S
+    while True:
+        try:
+            return ray.get(getattr(directory, question).remote(*arguments), timeout=_ANSWER_S)
+        except (ActorUnavailableError, GetTimeoutError):
+            if time.monotonic() > until:
+                raise
+        time.sleep(_AGAIN_S)

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator import paths
@@ -22,7 +21,6 @@ from orchestrator.weights.settings import Weights
 from orchestrator.weights.swarm import Errand
 
 _ASK_S = 10.0  # a question is held open so long
-_CALL_S = 60.0
 _TRIES = 3  # of the origin in a row, then it cannot be reached from here
 _AGAIN_S = 0.5
 _PLACES = 16
@@ -217,8 +215,7 @@ class Transfer:
         """
         while True:
             try:
-                call = getattr(self._directory, question).remote(self._swarm, self._here, *arguments)
-                return ray.get(call, timeout=_ASK_S + _CALL_S)
+                return directory.ask(self._directory, question, self._swarm, self._here, *arguments)
             except RayTaskError as error:
                 if isinstance(error.cause, Unreadable):
                     origin, why = paths.shown(self._listing.origin), paths.shown(self._why or "no node can reach it")
@@ -232,8 +229,8 @@ class Transfer:
         with self._joining:
             with self._lock:
                 held = dict(self._has)
-            call = self._directory.join.remote(self._swarm, self._here, self._listing, self._weights.bounds, held)
-            for number in ray.get(call, timeout=_CALL_S):
+            facts = (self._swarm, self._here, self._listing, self._weights.bounds, held)
+            for number in directory.ask(self._directory, "join", *facts):
                 self.brought.refused.append(f"{self._listing.pieces[number]}, on this disk: others have another")
                 with self._lock:
                     self._has.pop(number, None)

@@ -16,7 +16,10 @@ import ray
 from orchestrator import compat, zygote
 from orchestrator.cluster import prestart
 from orchestrator.compat import table
+from orchestrator.engine.vllm import fork_context
+from orchestrator.fleet import node_warmer
 from orchestrator.fleet.fleet import Fleet
+from orchestrator.graph_cache.settings import CacheSettings
 from tests.ray.test_zygote import PRELOAD, gone, zygotes
 from tests.unit.commands import ROOT
 from tests.waiting import HANG_S, wait_for
@@ -97,3 +100,17 @@ def test_where_no_worker_can_wait_nothing_is_lost(fault: str, local_ray: None, m
         plain = compat.get
         monkeypatch.setattr(compat, "get", lambda name: refuse if name is table.CHANNEL else plain(name))
     assert not prestart.one_more()
+
+
+def test_a_node_that_was_made_ready_has_one(make_fleet: Callable[..., Fleet], cache: CacheSettings) -> None:
+    with make_fleet(replicas=1) as fleet:
+        here = ray.get_runtime_context().get_node_id()
+        ray.get(
+            node_warmer.make_ready([here], cache, fork_context.MODULE, workers=[prestart.AS_HERE])[here], timeout=HANG_S
+        )
+        forked = {"py_executable": zygote.py_executable(sys.executable, fork_context.MODULE)}
+        parent = ray.remote(lambda: os.getppid()).options(num_cpus=0, runtime_env=forked).remote()
+        forks = psutil.Process(ray.get(parent, timeout=HANG_S)).children
+        wait_for(lambda: sum(IDLE in " ".join(fork.cmdline()) for fork in forks()) == 2)  # one has run the tasks
+        waiting = {fork.pid for fork in forks()}
+        assert fleet.start_one("replica-0").pid in waiting

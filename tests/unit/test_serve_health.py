@@ -53,7 +53,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Any:
     found: Any = object.__new__(Server)
     found._start, found._probes, found._last_token, found._report = SimpleNamespace(name="model:tiny#1"), 0, 0.0, {}
     found._settings = SimpleNamespace(health_period_s=0.01, health_timeout_s=0.05)
-    found._board = SimpleNamespace(tell=SimpleNamespace(remote=lambda report: None))
+    said = SimpleNamespace(remote=lambda *_: None)
+    found._board, found._worker = SimpleNamespace(tell=said, tell_worker=said), ("orchestrator", "{}")
     found.engine = SimpleNamespace(_engine_client=SimpleNamespace(last_token=0.0, probed=0, works=True))
     return found
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.serve.warm_ahead import candidates, missing
+from orchestrator.config import sources
+from orchestrator.serve import warm_ahead
+from orchestrator.serve.status_board import Board
+from orchestrator.serve.warm_ahead import Ahead, candidates, missing
 
 NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True)
 KEYS = st.lists(st.sampled_from(["k1", "k2", "k3"]), unique=True)
@@ -38,3 +45,55 @@ def test_only_living_nodes_that_are_large_enough() -> None:
     ]
     assert candidates(nodes, {"GPU": 1.0}) == ["good"]
     assert candidates(nodes, {"CPU": 1.0}) == ["small", "good"]
+
+
+class Cluster:
+    """One model with one of two replicas, on one node of two; notes what nodes are made ready with."""
+
+    def __init__(self) -> None:
+        self.board, self.made, self.keys = Board(), [], ["k1"]
+
+    def make_ready(self, nodes: list[str], cache: Any, module: str, keys: list[str], workers: list[str]) -> None:
+        self.made += [(node, keys, workers) for node in nodes]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    found = Cluster()
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 8.0}} for name in ("a", "b")]
+    model = SimpleNamespace(replica_states={"RUNNING": 1})
+    board = SimpleNamespace(workers=SimpleNamespace(remote=found.board.workers))
+    monkeypatch.setattr(warm_ahead.controller, "deployments", lambda name: {"model:m": model})
+    monkeypatch.setattr(warm_ahead, "cache_settings", lambda app, share: None)
+    monkeypatch.setattr(warm_ahead, "_newest", lambda cache: list(found.keys))
+    monkeypatch.setattr(warm_ahead.Board, "connect", lambda namespace: board)
+    monkeypatch.setattr(warm_ahead.node_warmer, "make_ready", found.make_ready)
+    monkeypatch.setattr(warm_ahead.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(warm_ahead.ray, "get", lambda value, timeout: value)
+    return found
+
+
+def test_a_worker_waits_where_a_replica_may_come_once_one_has_told_its_environment(cluster: Cluster) -> None:
+    app = sources.composed(["model=tiny_llama"])
+    ahead = Ahead(app, 2, "module")
+    ahead.step()
+    assert cluster.made == [("a", ["k1"], []), ("b", ["k1"], [])]
+    cluster.board.tell_worker("another application", "its environment")
+    for _ in range(2):  # a replica tells every time
+        cluster.board.tell_worker(app.serve.name, "{}")
+        ahead.step()
+    assert cluster.made[2:] == [("a", [], ["{}"]), ("b", [], ["{}"])]
+
+
+def test_no_worker_waits_where_none_is_wanted(cluster: Cluster) -> None:
+    app = sources.composed(["model=tiny_llama", "cold_start.prestart_worker=false"])
+    cluster.board.tell_worker(app.serve.name, "{}")
+    Ahead(app, 2, "module").step()
+    assert cluster.made == [("a", ["k1"], []), ("b", ["k1"], [])]
+
+
+def test_old_environments_are_forgotten() -> None:
+    board = Board()
+    for name in "abcdea":
+        board.tell_worker("app", name)
+    assert board.workers("app") == ["c", "d", "e", "a"]

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from orchestrator.weights import directory
 from orchestrator.weights.listing import Listing, look
@@ -120,3 +122,34 @@ def test_a_slow_errand_is_heard_of(make: Any, listing: Listing, monkeypatch: pyt
     monkeypatch.setattr("orchestrator.weights.transfer.time.monotonic", lambda: now[0])
     transfer._fetched(Errand(number(listing), "slow", ""))
     assert said == [("goes_on", number(listing))]
+
+
+class Away:
+    """A directory whose node is gone at first."""
+
+    def __init__(self, faults: list[Exception]) -> None:
+        self.faults = faults
+        self.join = SimpleNamespace(remote=lambda *arguments: arguments)
+
+    def get(self, call: Any, timeout: float) -> Any:
+        if self.faults:
+            raise self.faults.pop()
+        return call
+
+
+@pytest.mark.parametrize("fault", [ActorUnavailableError("gone", None), GetTimeoutError("late")])
+def test_a_directory_that_is_away_is_asked_again(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Away([fault] * 5)
+    monkeypatch.setattr(directory.ray, "get", away.get)
+    monkeypatch.setattr(directory.time, "sleep", lambda _: None)
+    assert directory.ask(away, "join", "swarm", "node") == ("swarm", "node")
+    assert not away.faults
+
+
+def test_a_directory_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    away, clock = Away([GetTimeoutError("late")] * 100), iter(range(0, 100_000, 100))
+    monkeypatch.setattr(directory.ray, "get", away.get)
+    monkeypatch.setattr(directory, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    with pytest.raises(GetTimeoutError):
+        directory.ask(away, "join")
+    assert len(away.faults) > 90

@@ -31,7 +31,13 @@ with device_answers.imports_without_a_device():
 
     import orchestrator.engine.vllm.engine  # noqa: F401
 
-    for name in ("compressed_tensors", "pyarrow.fs", "pyarrow.json", "setproctitle"):  # whatever the model
+    for name in (
+        "compressed_tensors",
+        "pyarrow.fs",
+        "pyarrow.json",
+        "setproctitle",
+        "sympy.tensor.tensor",
+    ):  # whatever the model
         with suppress(ImportError):
             importlib.import_module(name)
     if current_platform.is_cpu():
