@@ -31,6 +31,9 @@ OVERLAP = Feature("overlap", "tokenizers are read before EngineCore starts, and 
 COMPILE_KEY = Feature("compile key", "graphs are not shared; every replica compiles")
 NO_DEVICE = Feature("compile key without CUDA", "making the key may initialise CUDA in the replica's own process")
 CACHE_KEY = Feature("cache key without placement", "replicas on other hosts and ports do not find each other's graphs")
+LIBRARY_NAMES = Feature(
+    "library names without folders", "where Python's environment is elsewhere, a hit compiles C++ anew"
+)
 PIECEWISE = Feature("piecewise compile on CPU", "vLLM compiles the whole graph on CPU; nothing can be shared")
 LAYER_INDEX = Feature("layer-index", "vLLM's own split: every KV update is a piece of its own")
 TRACE_ONCE = Feature("trace once", "every layer is traced")

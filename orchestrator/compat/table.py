@@ -112,9 +112,10 @@ FIX_PASS_INIT = Name("vllm.compilation.passes.utility.fix_functionalization", "F
 FIX_PASS = Name("vllm.compilation.passes.utility.fix_functionalization", "FixFunctionalizationPass.__call__", Use.patched, (f.PIECEWISE,), "it names CUDA's ops, which a CPU build lacks", "self, graph")
 ENGINE_CONFIG = Name("vllm.engine.arg_utils", "EngineArgs.create_engine_config", Use.patched, (f.REFUSAL,), "refuse an engine that asks, where vLLM is another version", "self, ...")
 
-# the compile key: engine/vllm/compile_key.py, vllm_plugin/cache_key.py
+# the compile key: engine/vllm/compile_key.py, vllm_plugin/cache_key.py, vllm_plugin/library_names.py
 AOT_FACTORS = Name("vllm.compilation.caching", "aot_compile_hash_factors", Use.patched, (f.COMPILE_KEY, f.CACHE_KEY), "vLLM's own compile key, without placement", "vllm_config")
 ENV_FACTORS = Name("vllm.envs", "compile_factors", Use.replaced, (f.CACHE_KEY,), "leave out variables that only say where a process runs", "")
+CODE_HASH = Name("torch._inductor.codecache", "code_hash", Use.patched, (f.LIBRARY_NAMES,), "a library's name without the folders of headers", "code, extra")
 CONFIG_HASH = Name("vllm.config", "VllmConfig.compute_hash", Use.called, (f.COMPILE_KEY,), "which settings it reads, by their names", "self, ...")
 NORMAL = Name("vllm.config.utils", "normalize_value", Use.called, (f.COMPILE_KEY,), "a setting as it is hashed", "x")
 SYSTEM = Name("torch._inductor.codecache", "CacheBase.get_system", Use.replaced, (f.NO_DEVICE,), "Inductor's factors without asking CUDA; remembered in the zygote on CPU", "")

@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator import compat
 from orchestrator.compat import table
-from orchestrator.vllm_plugin import model_folder, variables
+from orchestrator.vllm_plugin import library_names, model_folder, variables
 from orchestrator.vllm_plugin.settings import kv_update_mode
 
 
@@ -26,6 +26,8 @@ def install() -> None:
 def _placeless(original: Callable[[Any], list[str]]) -> Callable[[Any], list[str]]:
     def aot_compile_hash_factors(vllm_config: Any) -> list[str]:
         with without_placement(vllm_config) as left_out:
+            if left_out:
+                library_names.install()
             return [*original(vllm_config), *(_device(vllm_config) if left_out else [])]
 
     return aot_compile_hash_factors
