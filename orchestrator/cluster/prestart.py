@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 KEEP_S = 86_400  # then Ray ends a worker that nobody came for; it does so at once when the job is over
 AS_HERE = ""  # the runtime environment of the one that asks
 _ANSWER_S = 10.0
+_LATER_S = 5.0
 
 
 def one_more(environment: str = AS_HERE) -> bool:
@@ -44,9 +45,11 @@ def one_more(environment: str = AS_HERE) -> bool:
     return True
 
 
-def beside() -> None:
-    """The same in a thread, which nobody waits for."""
-    threading.Thread(target=one_more, name="prestart", daemon=True).start()
+def later() -> None:
+    """The same in a few seconds, beside everything else: replicas that start right after this one need the CPU first."""
+    timer = threading.Timer(_LATER_S, one_more)
+    timer.daemon = True
+    timer.start()
 
 
 def environment_here() -> str:

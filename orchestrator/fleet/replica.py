@@ -91,7 +91,7 @@ class Replica:
             raise
         await asyncio.to_thread(self._start.publish)
         if self.plan.prestart:
-            prestart.beside()
+            prestart.later()
         return self._start.report()
 
     async def compile(self) -> StartReport:

@@ -41,7 +41,7 @@ class Server(LLMServer):
         await self._probe()
         report = self._start.ready()
         if self._start.prestart:
-            prestart.beside()
+            prestart.later()
         self._worker = callback.app.serve.name, prestart.environment_here()
         self._report = {"model": self._start.model_id, "node": _node(), "since": time.time(), **report.as_dict()}
         self._metrics = asyncio.get_running_loop().create_task(self._keep_told(report))
