@@ -46,7 +46,7 @@ def one_more(environment: str = AS_HERE) -> bool:
 
 
 def later() -> None:
-    """The same in a few seconds, beside everything else: replicas that start right after this one need the CPU first."""
+    """The same in a few seconds, beside all else: replicas that start right after this one need the CPU first."""
     timer = threading.Timer(_LATER_S, one_more)
     timer.daemon = True
     timer.start()
