@@ -27,6 +27,7 @@ class EngineSpec:
         preload: fork the replica from its node's zygote, which has imported vLLM, and the engine's processes from it.
         quick_cpu_probe: those processes do not build programs to learn what the CPU runs.
         overlap: the tokenizer is read while those processes start.
+        prestart_worker: once it is up, a Ray worker waits on its node for the next replica.
         share_kernels: on GPUs: kernels that it makes travel with its graphs.
         short_profile: those processes profile a few tokens where graphs were restored and the KV-cache size is set.
     """
@@ -45,6 +46,7 @@ class EngineSpec:
     quick_cpu_probe: bool = False
     short_profile: bool = False
     overlap: bool = False
+    prestart_worker: bool = False
     share_kernels: bool = False
 
     @property

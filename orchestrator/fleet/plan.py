@@ -20,7 +20,6 @@ class ReplicaPlan:
 
     The actor takes the first bundle whole. A replica that fits one node has one bundle and vLLM's multiprocessing
     executor; one that does not has a bundle per rank and vLLM's Ray executor.
-    Once it is up, a Ray worker waits on its node for the next one, if `prestart` says so.
     """
 
     name: str
@@ -29,7 +28,6 @@ class ReplicaPlan:
     bundles: tuple[Mapping[str, float], ...]
     strategy: str
     tensor_parallel_size: int
-    prestart: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,8 @@ def make_plan(app: AppConfig, shape: ClusterShape, *, model: str, scratch: str) 
             forked=not stock and app.cold_start.preload and app.engine.kind is EngineKind.vllm,
         )
         replicas.append(
-            ReplicaPlan(
-                name, spec, app.engine.kind, bundles, _strategy(app, bundles), app.engine.tensor_parallel_size,
-                prestart=spec.preload and app.cold_start.prestart_worker,
-            )
-        )  # fmt: skip
+            ReplicaPlan(name, spec, app.engine.kind, bundles, _strategy(app, bundles), app.engine.tensor_parallel_size)
+        )
     return Plan(tuple(replicas), share, _warnings(app))
 
 
@@ -110,6 +105,7 @@ def engine_spec(
         quick_cpu_probe=forked and app.cold_start.quick_cpu_probe,
         short_profile=forked and app.cold_start.short_profile,
         overlap=forked and app.cold_start.overlap,
+        prestart_worker=forked and app.cold_start.prestart_worker,
         share_kernels=app.cold_start.share_graphs and app.cold_start.share_kernels,
     )
 

@@ -90,7 +90,7 @@ class Replica:
             await self._engine.stop()
             raise
         await asyncio.to_thread(self._start.publish)
-        if self.plan.prestart:
+        if self.plan.spec.prestart_worker:
             prestart.later()
         return self._start.report()
 

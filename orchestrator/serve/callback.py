@@ -33,7 +33,7 @@ from orchestrator.weights.arrival import Arrival
 from orchestrator.weights.settings import Weights
 
 CallbackBase: Any = compat.get(table.CALLBACK)
-_WAITED_S = 10.0
+_WAITED_S = 10.0  # a slow machine's fork is here long before
 SECTIONS = ("graph_cache", "cold_start", "engine", "cluster", "serve", "state_dir")
 
 
@@ -127,7 +127,7 @@ class ReplicaStart:
             cpu=llm_config.accelerator_config is not None and llm_config.accelerator_config.kind == "cpu",
             forked=start.preload and fork_context.available(),
         )
-        self.prestart = spec.preload and start.prestart_worker
+        self.prestart_worker = spec.prestart_worker
         self._supervisor = Supervisor(spec, remove=str(scratch))
         events, settings = self._supervisor.events, cache_settings(app, share=share)
         cache, others = GraphCacheClient(settings, self.name, events), MultiNode(settings, root, events, weights)

@@ -40,7 +40,7 @@ class Server(LLMServer):
         self._probes = 0
         await self._probe()
         report = self._start.ready()
-        if self._start.prestart:
+        if self._start.prestart_worker:
             prestart.later()
         self._worker = callback.app.serve.name, prestart.environment_here()
         self._report = {"model": self._start.model_id, "node": _node(), "since": time.time(), **report.as_dict()}

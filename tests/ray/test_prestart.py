@@ -19,12 +19,12 @@ from orchestrator.compat import table
 from orchestrator.engine.vllm import fork_context
 from orchestrator.fleet import node_warmer
 from orchestrator.fleet.fleet import Fleet
+from orchestrator.fleet.plan import ReplicaPlan
 from orchestrator.graph_cache.settings import CacheSettings
+from tests.footprint import line
 from tests.ray.test_zygote import PRELOAD, gone, zygotes
 from tests.unit.commands import ROOT
 from tests.waiting import HANG_S, wait_for
-
-IDLE = "ray::IDLE"
 
 
 def asking(**variables: str) -> Any:
@@ -41,10 +41,14 @@ def asking(**variables: str) -> Any:
     return ray.remote(Asking).options(num_cpus=0, runtime_env=runtime_env).remote()
 
 
+def idle(zygote: psutil.Process) -> set[int]:
+    """A zygote's forks that have nothing to do."""
+    return {fork.pid for fork in zygote.children() if "ray::IDLE" in line(fork)}
+
+
 def waiting() -> set[int]:
-    """Forks of this test's zygotes that have nothing to do."""
-    forks = [fork for one in zygotes() for fork in one.children()]
-    return {fork.pid for fork in forks if IDLE in " ".join(fork.cmdline())}
+    """Those of this test's zygotes."""
+    return {pid for one in zygotes() for pid in idle(one)}
 
 
 def one_waits(before: set[int]) -> int:
@@ -78,14 +82,17 @@ def test_a_worker_that_waits_ends_with_its_job(local_ray: None) -> None:
     wait_for(lambda: gone(pid))
 
 
+def _asks(replica: ReplicaPlan) -> ReplicaPlan:
+    return replace(replica, spec=replace(replica.spec, prestart_worker=True))
+
+
 def test_a_replica_leaves_a_worker_to_the_next_one(make_fleet: Callable[..., Fleet]) -> None:
     with make_fleet(replicas=2) as fleet:
-        fleet.plan = replace(fleet.plan, replicas=tuple(replace(r, prestart=True) for r in fleet.plan.replicas))
+        fleet.plan = replace(fleet.plan, replicas=tuple(map(_asks, fleet.plan.replicas)))
         fleet.start_one("replica-0")
-        engine = psutil.Process(fleet.reports["replica-0"].pid)
-        forks = engine.parent().children
-        wait_for(lambda: any(IDLE in " ".join(fork.cmdline()) for fork in forks()))
-        (pid,) = [fork.pid for fork in forks() if IDLE in " ".join(fork.cmdline())]
+        parent = psutil.Process(fleet.reports["replica-0"].pid).parent()
+        wait_for(lambda: idle(parent))
+        (pid,) = idle(parent)
         assert fleet.start_one("replica-1").pid == pid
 
 
@@ -105,12 +112,11 @@ def test_where_no_worker_can_wait_nothing_is_lost(fault: str, local_ray: None, m
 def test_a_node_that_was_made_ready_has_one(make_fleet: Callable[..., Fleet], cache: CacheSettings) -> None:
     with make_fleet(replicas=1) as fleet:
         here = ray.get_runtime_context().get_node_id()
-        ray.get(
-            node_warmer.make_ready([here], cache, fork_context.MODULE, workers=[prestart.AS_HERE])[here], timeout=HANG_S
-        )
+        made = node_warmer.make_ready([here], cache, fork_context.MODULE, workers=[prestart.AS_HERE])
+        ray.get(made[here], timeout=HANG_S)
         forked = {"py_executable": zygote.py_executable(sys.executable, fork_context.MODULE)}
         parent = ray.remote(lambda: os.getppid()).options(num_cpus=0, runtime_env=forked).remote()
-        forks = psutil.Process(ray.get(parent, timeout=HANG_S)).children
-        wait_for(lambda: sum(IDLE in " ".join(fork.cmdline()) for fork in forks()) == 2)  # one has run the tasks
-        waiting = {fork.pid for fork in forks()}
-        assert fleet.start_one("replica-0").pid in waiting
+        found = psutil.Process(ray.get(parent, timeout=HANG_S))
+        wait_for(lambda: len(idle(found)) == 2)  # one has run the tasks
+        there = idle(found)
+        assert fleet.start_one("replica-0").pid in there

@@ -34,7 +34,7 @@ def test_stock_as_on_gpus_has_the_piecewise_compile_and_nothing_else_of_ours(app
     spec = plan.replicas[0].spec
     assert not plan.share_graphs
     assert spec.args["additional_config"]["orchestrator"] == {"kv_update": "layer_name", "trace_once": False}
-    assert not any((spec.preload, spec.quick_cpu_probe, spec.short_profile, spec.overlap))
+    assert not any((spec.preload, spec.quick_cpu_probe, spec.short_profile, spec.overlap, spec.prestart_worker))
 
 
 def test_both_have_one_cache_folder_for_all_replicas_as_vllm_has(app: AppConfig) -> None:
