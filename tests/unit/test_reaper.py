@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from orchestrator.engine.vllm import reaper
-from tests.waiting import wait_for
+from tests.waiting import HANG_S, wait_for
 
 PARENT = """
 import os, subprocess, sys, time
@@ -25,6 +25,22 @@ tracker = "import time; time.sleep(3600) # multiprocessing.resource_tracker impo
 spared = subprocess.Popen([sys.executable, "-c", tracker], start_new_session=True)
 print(spared.pid, flush=True)
 time.sleep(600)
+"""
+
+
+TITLED = """
+import subprocess, sys
+from orchestrator.engine.contract import EngineSpec
+from orchestrator.engine.vllm import reaper
+from orchestrator.engine.vllm.supervisor import Supervisor
+supervisor = Supervisor(EngineSpec("r", "m", {{}}, {{}}, {folder!r}, {folder!r}, 9.0, cpu=True))
+supervisor.enter()
+core = "import setproctitle, time; setproctitle.setproctitle('VLLM::EngineCore'); print(flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", core], stdout=subprocess.PIPE)
+child.stdout.readline()
+print([p.pid for p in reaper.marked(supervisor._marker)] == [child.pid])
+child.kill()
+supervisor.end()
 """
 
 
@@ -44,6 +60,12 @@ def test_the_reaper_ends_what_a_killed_replica_started(marker: str) -> None:
     assert not reaper.marked(marker)
     assert spared.is_running()
     spared.kill()
+
+
+def test_a_process_that_gives_itself_a_title_stays_marked(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", TITLED.format(folder=str(tmp_path))]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=HANG_S)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 
 def test_only_marked_processes_are_ended(marker: str) -> None:

@@ -61,6 +61,7 @@ class Supervisor:
         os.environ.update(
             {
                 reaper.MARKER: self._marker,
+                "SPT_NOENV": "1",  # or setproctitle writes the title that vLLM gives a process over its environment
                 "VLLM_CACHE_ROOT": self.spec.cache_root,
                 "VLLM_LOGGING_CONFIG_PATH": self.logging_file,
                 "VLLM_CONFIGURE_LOGGING": "1",
