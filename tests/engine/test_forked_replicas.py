@@ -55,6 +55,11 @@ def zygotes() -> list[psutil.Process]:
     return [p for p in alike if p.ppid() not in pids and os.getpgid(p.pid) == p.pid]
 
 
+def other_threads(pid: int) -> set[str]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {(task / "comm").read_text().strip() for task in tasks if int(task.name) != pid}
+
+
 def test_every_loss_is_made_good_by_the_next_start(
     make_app, state: str, graphs: Path, tmp_path: Path, mine: Footprint
 ) -> None:
@@ -74,7 +79,7 @@ def test_every_loss_is_made_good_by_the_next_start(
 
         again()  # forked from the zygote that the first start made
         (zygote,) = zygotes()
-        assert zygote.num_threads() == 1
+        assert other_threads(zygote.pid) <= {"jemalloc_bg_thd"}  # Ray's, which looks after forks itself
 
         zygote.kill()  # while its replica lives
         wait_for(lambda: not zygote.is_running())
@@ -93,8 +98,15 @@ def test_every_loss_is_made_good_by_the_next_start(
 
 def forkserver_of(pid: int) -> psutil.Process:
     """The fork that a replica makes at its birth."""
-    (found,) = [p for p in psutil.Process(pid).children() if "orchestrator.zygote.server" in p.cmdline()]
+    (found,) = [p for p in psutil.Process(pid).children() if is_fork(p)]
     return found
+
+
+def is_fork(process: psutil.Process) -> bool:
+    try:
+        return "orchestrator.zygote.server" in process.cmdline()
+    except psutil.Error:  # a helper of vLLM's that has just ended
+        return False
 
 
 def _killed_half_way(fleet) -> int:
