@@ -107,6 +107,8 @@ class Sources:
         own = [(home, part) for part in body if name in _bound(part)]
         inits = [part for part in body if isinstance(part, _FUNCTION) and part.name == "__init__"]
         own += [(home, part) for init in inits for part in ast.walk(init) if name in _set_on_self(part)]
+        if not own and name == "__init__" and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+            own = [(home, _init_of_fields(body))]
         if own:
             return own
         bases = [base for base in map(ast.unparse, node.bases) if re.fullmatch(r"[\w.]+", base)]
@@ -138,6 +140,12 @@ def _bound(node: ast.AST) -> set[str]:
         return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+
+
+def _init_of_fields(body: list[ast.AST]) -> ast.AST:
+    """The `__init__` that a dataclass gets for the fields of its own."""
+    fields = [part.target.id for part in body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
+    return ast.parse(f"def __init__({', '.join(['self', *fields])}): ...").body[0]
 
 
 def _set_on_self(node: ast.AST) -> set[str]:

@@ -154,6 +154,7 @@ ARROW_MODULE = Name("ray._private.arrow_serialization", "", Use.imported, (f.PRE
 ASYNC_LLM_INIT = Name("vllm.v1.engine.async_llm", "AsyncLLM.__init__", Use.patched, (f.OVERLAP,), "which engine is being made?", "self, vllm_config, executor_class, log_stats, ...", ("client_addresses", "client_count", "client_index"))
 RENDERER = Name("vllm.renderers.registry", "renderer_from_config", Use.patched, (f.OVERLAP,), "EngineCore starts before this reads the tokenizer", "config, ...")
 CORE_CLIENT = Name("vllm.v1.engine.core_client", "EngineCoreClient.make_async_mp_client", Use.patched, (f.OVERLAP,), "take the EngineCore that was started already", "vllm_config, executor_class, log_stats, client_addresses, client_count, client_index, ...")
+HANDSHAKE = Name("vllm.v1.engine.utils", "EngineHandshakeMetadata.__init__", Use.patched, (f.OVERLAP,), "EngineCore has been heard: from now on it needs nothing until it is up", "self, addresses, parallel_config")
 CORE_INIT = Name("vllm.v1.engine.core", "EngineCore.__init__", Use.patched, (f.OVERLAP,), "read the tokenizer while workers start", "self, vllm_config, ...")
 TOKENIZER_OF = Name("vllm.tokenizers.registry", "cached_tokenizer_from_config", Use.patched, (f.OVERLAP,), "who asks while another thread reads it waits for that", "model_config, ...")
 # engine/vllm/device_answers.py: the functions stay the same objects, and answer something else while the zygote imports

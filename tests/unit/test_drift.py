@@ -46,6 +46,10 @@ class Here(Base):
     def still(word): ...
     class Inner:
         value = 1
+@functools.dataclass(frozen=True)
+class Fields:
+    one: int
+    other: str = ""
 def say(logger):
     logger.info("%sthe graph was "
                 "loaded from %s", "", "")
@@ -96,6 +100,8 @@ def name(attribute: str, takes: str | None = None, *named: str, module: str = "v
         (name("Here.still", "word"), ""),
         (name("Here.lost"), "Here.lost is gone"),
         (name("Here.Inner.lost"), "Here.Inner.lost is gone"),
+        (name("Fields.__init__", "self, one, other"), ""),
+        (name("Fields.__init__", "self, one"), "Fields.__init__ takes (self, one, other), we know (self, one)"),
         (name("by_star", "z"), ""),
         (name("outside"), ""),
         (name("outside", "x"), "home.outside cannot be called as it was"),

@@ -40,7 +40,8 @@ class Vllm:
         self.asked: dict[str, Any] = {}
         self.client = Client()
         self.tokenizer_fails = self.client_fails = False
-        self.forked, self.read = threading.Event(), threading.Event()
+        self.read = threading.Event()
+        self.answer = overlap._answering(lambda self, addresses, parallel_config: None)
         vllm = self
 
         def renderer_from_config(config: Any) -> str:
@@ -55,8 +56,11 @@ class Vllm:
             vllm.did.append("core")
             if vllm.client_fails:
                 raise RuntimeError("Engine core initialization failed")
-            if forks:
+            if forks and threading.current_thread() is not threading.main_thread():
+                vllm.read.clear()
                 overlap.process_started()
+                assert not vllm.read.wait(0.2)  # who reads it holds Python's lock: EngineCore would have no answer
+                vllm.answer(None, "tcp://", {})
             if threading.current_thread() is not threading.main_thread():
                 assert vllm.read.wait(HANG_S)  # EngineCore comes up no sooner than the tokenizer is read
             vllm.did.append("core is up")

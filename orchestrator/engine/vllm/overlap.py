@@ -22,12 +22,14 @@ from orchestrator.compat import features, table
 VARIABLE = "ORCHESTRATOR_OVERLAP"
 _SWITCH_S = 0.0002  # what starts a process has many short waits, and would pay Python's 5 ms after each
 _started: list[Callable[[], object]] = []  # to be called once, when a fork of this process has been started
+_heard: list[Callable[[], object]] = []  # to be called once, when this process answers an EngineCore's first word
 _making = threading.local()  # .asked: arguments of the AsyncLLM that this thread makes, .client: its EngineCoreClient
 
 
 def in_client() -> None:
     """In the process that asks the engine: EngineCore starts first, then the tokenizer is read."""
     if compat.on(features.OVERLAP):
+        compat.patch(table.HANDSHAKE, _answering)
         compat.patch(table.ASYNC_LLM_INIT, _noted)
         compat.patch(table.RENDERER, _core_first)
         compat.patch(table.CORE_CLIENT, _made_already)
@@ -44,6 +46,16 @@ def process_started() -> None:
     """A process was forked for this one."""
     while _started:
         _started.pop()()
+
+
+def _answering(plain: Callable[..., None]) -> Callable[..., None]:
+    @wraps(plain)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        while _heard:
+            _heard.pop()()
+        plain(self, *args, **kwargs)
+
+    return __init__
 
 
 def _noted(plain: Callable[..., None]) -> Callable[..., None]:
@@ -73,12 +85,12 @@ def _core_first(plain: Callable[..., Any]) -> Callable[..., Any]:
         if asked and asked["vllm_config"] is config and _in_pieces(config, asked):
             named = {name: asked[name] for name in ("executor_class", "client_count", "client_index")}
             named |= {"vllm_config": config, "log_stats": asked["self"].log_stats, "client_addresses": None}
-            forked = threading.Event()
-            _started.append(forked.set)
+            heard = threading.Event()
+            _heard.append(heard.set)
             _making.client = _in_thread(lambda: compat.get(table.CORE_CLIENT)(**named))
-            _making.client.add_done_callback(lambda _: forked.set())
+            _making.client.add_done_callback(lambda _: heard.set())
             if compat.get(table.MP_CONTEXT)().get_start_method() == "forkserver":
-                forked.wait()  # both want Python's lock: the fork first, which takes milliseconds
+                heard.wait()  # a tokenizer that is read holds Python's lock, and EngineCore would wait for its answer
         return plain(config, **kwargs)
 
     return renderer_from_config
