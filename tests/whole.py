@@ -97,6 +97,9 @@ LONG: dict[str, tuple[str, ...]] = {
         "ray/test_cache_faults.py::test_a_damaged_bundle_is_refused_and_replaced[half]",
     ),
     "waits until Ray gives up": ("ray/test_ray_start.py::test_without_given_ports_it_does_not",),
+    "a Ray Serve of its own; tests/unit/test_warm_ahead.py has what a front does with its rank": (
+        "ray/test_serve_controller.py::test_one_of_several_replicas_is_the_first_and_another_when_it_is_gone",
+    ),
     "16 or 64 actors on two cores; tests/unit/test_fleet_parts.py has 64 that are no processes": (
         "ray/test_fleet.py::test_all_that_start_are_looked_at_in_one_go",
     ),

@@ -87,7 +87,8 @@ class Fleet:
         if first.spec.preload:
             elsewhere = self._placement.nodes(others) - self._placement.nodes([first])
             workers = [prestart.AS_HERE] if first.spec.prestart_worker else []
-            node_warmer.make_ready(elsewhere, self._cache, fork_context.MODULE, weights=self._weights, workers=workers)
+            weights = [self._weights] if self._weights else []
+            node_warmer.make_ready(elsewhere, self._cache, fork_context.MODULE, weights=weights, workers=workers)
         self._start_together([first], requested, self._compile_while_weights_travel(first, requested))
         self._start_together(others)
         return [self.reports[replica.name] for replica in self.plan.replicas]

@@ -24,8 +24,8 @@ def make_ready(
     cache: CacheSettings,
     module: str,
     keys: Sequence[str] = (),
-    weights: Weights | None = None,
     *,
+    weights: Sequence[Weights] = (),
     workers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Begin to make nodes ready; nobody has to wait for it.
@@ -35,7 +35,7 @@ def make_ready(
         cache: the graph cache's settings.
         module: what the nodes' zygotes import, see `zygote.py_executable`.
         keys: whose graphs to install.
-        weights: a model to fetch; that goes on when the node is said to be ready.
+        weights: models to fetch; that goes on when the node is said to be ready.
         workers: for each of these runtime environments a Ray worker is to wait there; see `prestart.one_more`.
 
     Returns:
@@ -48,15 +48,15 @@ def make_ready(
     }
     task = ray.remote(_on_the_node)
     there = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
-    work = (cache, list(keys), weights, list(workers))
+    work = (cache, list(keys), list(weights), list(workers))
     return {n: task.options(scheduling_strategy=s, **options).remote(*work) for n, s in there.items()}
 
 
-def _on_the_node(cache: CacheSettings, keys: Sequence[str], weights: Weights | None, workers: Sequence[str]) -> int:
+def _on_the_node(cache: CacheSettings, keys: Sequence[str], weights: Sequence[Weights], workers: Sequence[str]) -> int:
     """That this runs in a fork of the zygote is half of the work."""
     for environment in workers:
         prestart.one_more(environment)
-    if weights:
-        weights_node.here(weights.namespace).bring.remote(weights)
+    for model in weights:
+        weights_node.here(model.namespace).bring.remote(model)
     client = GraphCacheClient(cache, "prefetch", EventLog(os.devnull))  # nobody reads how long it takes
     return sum(client.install_ahead(key) for key in keys)

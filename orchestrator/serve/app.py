@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -140,7 +140,7 @@ def build(
         {llm.model_id: build_llm_deployment(llm, name_prefix="model:") for llm in llms},
         {llm.model_id: compat.get(table.METADATA)(llm.model_id, llm, facts(folders[llm.model_id])) for llm in llms},
         app=app,
-        ahead=_ahead(app),
+        ahead=_ahead(app, weights.values()),
         sizes={cell.model.name: size(cell, folders[cell.model.name]) for cell in served},
         from_zero=any(cell.serve.min_replicas == 0 for cell in served),
     )  # fmt: skip
@@ -214,10 +214,10 @@ def size(cell: AppConfig, folder: str) -> dict[str, int] | None:
     return asdict(found) if found else None
 
 
-def _ahead(app: AppConfig) -> Ahead | None:
+def _ahead(app: AppConfig, weights: Iterable[Weights]) -> Ahead | None:
     if not _forks(app) or not app.cold_start.prefetch_nodes:
         return None
-    return Ahead(app, sum(cell.serve.max_replicas for cell in cells(app)), PRELOAD)
+    return Ahead(app, sum(cell.serve.max_replicas for cell in cells(app)), PRELOAD, weights)
 
 
 def _runtime_env(app: AppConfig) -> dict[str, Any]:

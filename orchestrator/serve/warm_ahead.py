@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray import serve
 
 from orchestrator.cluster.shape import rank_resources
 from orchestrator.config import AppConfig
@@ -15,6 +16,7 @@ from orchestrator.graph_cache.settings import CacheSettings, cache_settings
 from orchestrator.serve import controller
 from orchestrator.serve.background import repeat
 from orchestrator.serve.status_board import Board
+from orchestrator.weights.settings import Weights
 
 logger = logging.getLogger("ray.serve")
 _PERIOD_S = 2.0
@@ -35,7 +37,8 @@ def missing(
 
     Args:
         nodes: candidates, by preference.
-        things: what each one should have: graphs, by their keys, and Ray workers, by their runtime environments.
+        things: what each one should have: graphs by their keys, Ray workers by their runtime environments, and models
+            by what they are called on a node.
         ready: what each node got that was made ready before.
         limit: how many nodes to keep ready.
     """
@@ -47,16 +50,22 @@ def missing(
 class Ahead:
     """Keeps nodes ready, at most `cold_start.prefetch_nodes` of them.
 
-    The signals are the autoscaler's: nodes that joined, and models with fewer replicas than they may have.
+    The signals are the autoscaler's: nodes that joined, and models with fewer replicas than they may have. Of several
+    fronts one does it, or as many workers would wait.
 
     Args:
         app: the checked configuration.
         most: how many replicas all models may have together.
         module: what the zygotes import.
+        weights: models that travel from node to node.
+
+    Attributes:
+        models: those that are sent ahead, by what they are called on a node.
     """
 
-    def __init__(self, app: AppConfig, most: int, module: str) -> None:
+    def __init__(self, app: AppConfig, most: int, module: str, weights: Iterable[Weights] = ()) -> None:
         self._app, self._most, self._module = app, most, module
+        self.models = {model.listing.version: model for model in _together(weights)}
         self._bundle = rank_resources(app.engine)
         self._ready: dict[str, set[str]] = {}
 
@@ -66,19 +75,23 @@ class Ahead:
 
     def step(self) -> None:
         """Begin what is missing now."""
+        if not first():
+            return
         found = controller.deployments(self._app.serve.name)
-        models = [d.replica_states for name, d in found.items() if name != controller.INGRESS]
-        if sum(states.get("RUNNING", 0) for states in models) >= self._most:
+        states = [d.replica_states for name, d in found.items() if name != controller.INGRESS]
+        if sum(of.get("RUNNING", 0) for of in states) >= self._most:
             return
         cache = cache_settings(self._app, share=self._app.cold_start.share_graphs)
         keys, workers = _newest(cache), self._workers()
         nodes = candidates(ray.nodes(), self._bundle)
         self._ready = {node: done for node, done in self._ready.items() if node in nodes}
-        for node, new in missing(nodes, keys + workers, self._ready, self._app.cold_start.prefetch_nodes).items():
+        things = [*keys, *workers, *self.models]
+        for node, new in missing(nodes, things, self._ready, self._app.cold_start.prefetch_nodes).items():
             self._ready.setdefault(node, set()).update(new)
-            graphs = [key for key in new if key in keys]
-            node_warmer.make_ready([node], cache, self._module, graphs, workers=[w for w in new if w in workers])
-            logger.info("node %s is made ready, with %d new graphs", node[:8], len(graphs))
+            graphs, waiting = [key for key in keys if key in new], [text for text in workers if text in new]
+            weights = [model for version, model in self.models.items() if version in new]
+            node_warmer.make_ready([node], cache, self._module, graphs, weights=weights, workers=waiting)
+            logger.info("node %s is made ready: %d graphs, %d models more", node[:8], len(graphs), len(weights))
 
     def _workers(self) -> list[str]:
         """The runtime environments for each of which a Ray worker is to wait on each node."""
@@ -86,6 +99,21 @@ class Ahead:
             return []
         board = Board.connect(self._app.cluster.namespace)
         return list(ray.get(board.workers.remote(self._app.serve.name), timeout=_ANSWER_S))
+
+
+def first() -> bool:
+    """Is this the first of its deployment's replicas? When that is gone, Ray Serve has another one be the first."""
+    rank = serve.get_replica_context().rank
+    return rank is not None and rank.rank == 0  # type: ignore[redundant-expr]  # None until the replica is set up
+
+
+def _together(weights: Iterable[Weights]) -> list[Weights]:
+    """Those that a node keeps beside each other: one more would have another one removed."""
+    chosen: list[Weights] = []
+    for model in weights:
+        if sum(one.listing.bytes for one in [*chosen, model]) <= model.bounds.max_bytes:
+            chosen.append(model)
+    return chosen
 
 
 def _newest(cache: CacheSettings) -> list[str]:

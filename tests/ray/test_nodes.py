@@ -21,8 +21,11 @@ from orchestrator.graph_cache import registry_actor
 from orchestrator.graph_cache.registry import Registry
 from orchestrator.graph_cache.restore_result import Outcome
 from orchestrator.graph_cache.settings import CacheSettings
+from orchestrator.weights.listing import look
+from orchestrator.weights.settings import Bounds, Weights
 from tests.ray.ray_nodes import agents
 from tests.ray.test_zygote import PRELOAD
+from tests.unit.test_weights_store import files, make_model
 from tests.waiting import HANG_S, wait_for
 
 
@@ -102,14 +105,21 @@ def test_two_hundred_bundles_come_and_go_and_nothing_stays(cluster: Cluster, tmp
     ray.kill(handle)
 
 
-def test_a_node_is_made_ready_before_it_is_asked(cluster: Cluster, make_fleet, cache: CacheSettings) -> None:
+def test_a_node_is_made_ready_before_it_is_asked(
+    cluster: Cluster, make_fleet, cache: CacheSettings, tmp_path: Path
+) -> None:
     with make_fleet(replicas=1) as fleet:
         key = fleet.start()[0].receipt.key
     cluster.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"new": 1}, **agents())
     cluster.wait_for_nodes(timeout=HANG_S)
     (node,) = [n["NodeID"] for n in ray.nodes() if "new" in n["Resources"]]
-    (done,) = node_warmer.make_ready([node], cache, PRELOAD, [key, "unknown"]).values()
+    models = [make_model(tmp_path / name, {"a.safetensors": 5}) for name in ("one", "other")]
+    bounds = Bounds(str(tmp_path / "models"), 1 << 30, 2, 4, HANG_S)
+    weights = [Weights(look("m", str(m), 1 << 20), bounds, str(tmp_path / "key"), "test-nodes") for m in models]
+    (done,) = node_warmer.make_ready([node], cache, PRELOAD, [key, "unknown"], weights=weights).values()
     assert ray.get(done, timeout=HANG_S) == 1
+    for one, model in zip(weights, models, strict=True):
+        wait_for(lambda one=one, model=model: Path(one.path).is_dir() and files(Path(one.path)) == files(model))
     assert ray.get(cache.registry.offer.remote("unknown")) is None
 
     def born() -> bool:

@@ -62,6 +62,8 @@ def test_a_model_that_travels_has_one_path_and_is_told_to_the_replicas(make_app,
     prepared = serve_app.prepare(app, lambda who, what: None)
     weights = prepared.weights["m"]
     assert prepared.folders == {"m": weights.path}
+    ahead = serve_app.build(app, prepared.folders, weights=prepared.weights)._bound_deployment.init_kwargs["ahead"]
+    assert list(ahead.models.values()) == [weights]
     llm = serve_app.llm_config(app, weights.path, weights)
     assert Weights.from_plain(json.loads(json.dumps(llm.callback_config.callback_kwargs["model_files"]))) == weights
     needed = replace(weights, needed="its weights are quantised (config.json)")

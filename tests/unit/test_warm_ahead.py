@@ -13,6 +13,8 @@ from orchestrator.config import sources
 from orchestrator.serve import warm_ahead
 from orchestrator.serve.status_board import Board
 from orchestrator.serve.warm_ahead import Ahead, candidates, missing
+from orchestrator.weights.listing import File, Listing
+from orchestrator.weights.settings import Bounds, Weights
 
 NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True)
 KEYS = st.lists(st.sampled_from(["k1", "k2", "k3"]), unique=True)
@@ -51,10 +53,14 @@ class Cluster:
     """One model with one of two replicas, on one node of two; notes what nodes are made ready with."""
 
     def __init__(self) -> None:
-        self.board, self.made, self.keys = Board(), [], ["k1"]
+        self.board, self.made, self.models, self.keys = Board(), [], [], ["k1"]
+        self.rank: Any = SimpleNamespace(rank=0)
 
-    def make_ready(self, nodes: list[str], cache: Any, module: str, keys: list[str], workers: list[str]) -> None:
+    def make_ready(
+        self, nodes: list[str], cache: Any, module: str, keys: list[str], *, weights: list[Weights], workers: list[str]
+    ) -> None:
         self.made += [(node, keys, workers) for node in nodes]
+        self.models += [(node, [model.listing.model for model in weights]) for node in nodes]
 
 
 @pytest.fixture
@@ -69,6 +75,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(warm_ahead.Board, "connect", lambda namespace: board)
     monkeypatch.setattr(warm_ahead.node_warmer, "make_ready", found.make_ready)
     monkeypatch.setattr(warm_ahead.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(warm_ahead.serve, "get_replica_context", lambda: SimpleNamespace(rank=found.rank))
     monkeypatch.setattr(warm_ahead.ray, "get", lambda value, timeout: value)
     return found
 
@@ -90,6 +97,29 @@ def test_no_worker_waits_where_none_is_wanted(cluster: Cluster) -> None:
     cluster.board.tell_worker(app.serve.name, "{}")
     Ahead(app, 2, "module").step()
     assert cluster.made == [("a", ["k1"], []), ("b", ["k1"], [])]
+
+
+@pytest.mark.parametrize("rank", [None, SimpleNamespace(rank=1)], ids=["not yet known", "second"])
+def test_of_several_fronts_one_makes_nodes_ready(cluster: Cluster, rank: Any) -> None:
+    cluster.rank = rank
+    Ahead(sources.composed(["model=tiny_llama"]), 2, "module").step()
+    assert cluster.made == []
+
+
+def travelling(name: str, size: int) -> Weights:
+    listing = Listing(name, f"/{name}", (File("model.safetensors", size, 1),), 10, 10)
+    return Weights(listing, Bounds("/models", 100, 1, 1, 1.0), "/key", "namespace")
+
+
+def test_models_travel_ahead_once_and_as_many_as_a_node_keeps(cluster: Cluster) -> None:
+    models = [travelling("a", 60), travelling("too much beside it", 50), travelling("c", 40)]
+    ahead = Ahead(sources.composed(["model=tiny_llama"]), 2, "module", models)
+    ahead.step()
+    assert cluster.models == [("a", ["a", "c"]), ("b", ["a", "c"])]
+    cluster.keys.append("k2")
+    ahead.step()
+    assert cluster.made[2:] == [("a", ["k2"], []), ("b", ["k2"], [])]
+    assert cluster.models[2:] == [("a", []), ("b", [])]
 
 
 def test_old_environments_are_forgotten() -> None:
