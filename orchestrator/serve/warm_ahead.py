@@ -104,7 +104,7 @@ class Ahead:
 def first() -> bool:
     """Is this the first of its deployment's replicas? When that is gone, Ray Serve has another one be the first."""
     rank = serve.get_replica_context().rank
-    return rank is not None and rank.rank == 0  # type: ignore[redundant-expr]  # None until the replica is set up
+    return rank is not None and rank.rank == 0  # None until the replica is set up
 
 
 def _together(weights: Iterable[Weights]) -> list[Weights]:

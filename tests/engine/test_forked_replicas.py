@@ -98,15 +98,9 @@ def test_every_loss_is_made_good_by_the_next_start(
 
 def forkserver_of(pid: int) -> psutil.Process:
     """The fork that a replica makes at its birth."""
-    (found,) = [p for p in psutil.Process(pid).children() if is_fork(p)]
+    children = psutil.Process(pid).children()  # one may be a helper of vLLM's that has just ended
+    (found,) = [p for p in children if "orchestrator.zygote.server" in footprint.line(p).split()]
     return found
-
-
-def is_fork(process: psutil.Process) -> bool:
-    try:
-        return "orchestrator.zygote.server" in process.cmdline()
-    except psutil.Error:  # a helper of vLLM's that has just ended
-        return False
 
 
 def _killed_half_way(fleet) -> int:

@@ -95,10 +95,12 @@ def overlapped() -> dict[str, Any]:
     fork_context.keep_log()
     overlap.in_client()
     overlap.in_core()
-    patched = [table.HANDSHAKE, table.ASYNC_LLM_INIT, table.RENDERER, table.CORE_CLIENT, table.CORE_INIT]
-    patched.append(table.TOKENIZER_OF)
+    patched = (
+        table.HANDSHAKE, table.ASYNC_LLM_INIT, table.RENDERER, table.CORE_CLIENT, table.TOKENIZER_OF, table.CORE_INIT,
+        table.CONFIGURE_LOG,
+    )  # fmt: skip
     return {
-        "patched": all(name in lookup.originals for name in [*patched, table.CONFIGURE_LOG]),
+        "patched": all(name in lookup.originals for name in patched),
         "on": compat.on(features.OVERLAP) and compat.on(features.SERVE_HOOK) and compat.on(features.LOG),
         "notes": compat.notes(),
     }

@@ -44,15 +44,13 @@ def in_core() -> None:
 
 def process_started() -> None:
     """A process was forked for this one."""
-    while _started:
-        _started.pop()()
+    _call(_started)
 
 
 def _answering(plain: Callable[..., None]) -> Callable[..., None]:
     @wraps(plain)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        while _heard:
-            _heard.pop()()
+        _call(_heard)
         plain(self, *args, **kwargs)
 
     return __init__
@@ -139,6 +137,11 @@ def _once(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(model_config, **kwargs)
 
     return cached_tokenizer_from_config
+
+
+def _call(waiting: list[Callable[[], object]]) -> None:
+    while waiting:
+        waiting.pop()()
 
 
 def _in_thread(make: Callable[[], Any]) -> Future[Any]:
